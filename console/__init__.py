@@ -1,0 +1,1 @@
+"""The `ecluse` command, the development broker and the demo."""

@@ -1,0 +1,44 @@
+"""The `ecluse` command: nouns and verbs, each in a file of its own."""
+
+import logging
+import sys
+
+import typer
+from confluent_kafka import KafkaException
+
+from console.output import fail
+from ecluse import __version__
+from ecluse.errors import EcluseError
+
+app = typer.Typer(
+    name="ecluse",
+    help="Score event streams on Kafka with machine-learning models, losing nothing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),  # noqa: ARG001
+) -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def run() -> None:
+    """Run a command. Exit code 0: done, 1: failed (a sentence on stderr), 2: wrong use."""
+    try:
+        app()
+    except EcluseError as error:
+        fail(str(error))
+    except KafkaException as error:
+        fail(f"Kafka refused: {error.args[0].str()}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,60 @@
+"""What the commands print, and the options that they share. Results go to stdout; progress, logs and errors to stderr."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ecluse.settings import Settings, load
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="The configuration file; ecluse.toml where not given.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+ServersOption = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", "-b", help="The Kafka cluster, over the setting.", show_default=False),
+]
+
+
+def settings_of(config: Path | None, servers: str | None = None) -> Settings:
+    """The configuration, with what the command line says over it."""
+    return load(config, {"kafka": {"bootstrap_servers": servers}} if servers else None)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    err.print(escape(text), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on a line of its own."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    """A table for people; numbers stand right."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(f"{cell:,}" if isinstance(cell, int | float) else str(cell)) for cell in row))
+    out.print(table)
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say what went wrong and exit with 1."""
+    err.print(f"[bold red]error[/]: {escape(sentence)}", soft_wrap=True)
+    sys.exit(1)

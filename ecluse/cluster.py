@@ -1,0 +1,141 @@
+"""The stream's topics and its workers' group on the cluster: make them, and hold them against what the stream needs."""
+
+from contextlib import closing
+from typing import Literal
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec
+
+from ecluse import kafka
+from ecluse.contract.topics import TopicSpec
+from ecluse.errors import BrokerError, BrokerUnreachable, TopicsWrong
+from ecluse.settings import Settings
+
+Where = Literal["earliest", "latest"]
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Make the topics that are missing, seed the group's offsets at the events' start, and return the names made.
+
+    Raises:
+        BrokerUnreachable: no broker answered.
+        TopicsWrong: a topic that is there already is not as it must be.
+        BrokerError: the broker refused to make one.
+    """
+    present = kafka.partition_counts(settings)
+    missing = [spec for spec in settings.topic_specs if spec.name not in present]
+    client = kafka.admin(settings)
+    if missing:
+        new = [NewTopic(spec.name, spec.partitions, spec.replication, config=dict(spec.config)) for spec in missing]
+        for name, future in client.create_topics(new, operation_timeout=kafka.PATIENCE).items():
+            try:
+                future.result(kafka.PATIENCE)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise BrokerError(f"The broker refused to make {name}: {error.args[0].str()}.") from error
+    require_topics(settings)
+    seed_offsets(settings, "earliest")
+    return [spec.name for spec in missing]
+
+
+def require_topics(settings: Settings) -> None:
+    """Hold the topics against what the stream needs.
+
+    Raises:
+        BrokerUnreachable: no broker answered.
+        TopicsWrong: one sentence for each fault.
+    """
+    if problems := check_topics(settings):
+        raise TopicsWrong(problems)
+
+
+def check_topics(settings: Settings) -> list[str]:
+    """One sentence for each fault of the topics; none where all is well."""
+    present = kafka.partition_counts(settings)
+    problems = []
+    there = []
+    for spec in settings.topic_specs:
+        count = present.get(spec.name)
+        if count is None:
+            problems.append(f"The topic {spec.name} is missing: `ecluse topics create` makes it.")
+        elif count != spec.partitions:
+            problems.append(
+                f"The topic {spec.name} has {count} partitions where {spec.partitions} are set (topics.partitions). "
+                "The count is fixed for a stream's life: correct the setting, or choose a new stream.prefix."
+            )
+        else:
+            there.append(spec)
+    return problems + _wrong_configs(settings, there)
+
+
+def _wrong_configs(settings: Settings, specs: list[TopicSpec]) -> list[str]:
+    """What would lose or refuse data: another clean-up, or room for smaller records than the stream allows."""
+    client = kafka.admin(settings)
+    resources = {spec.name: ConfigResource(ConfigResource.Type.TOPIC, spec.name) for spec in specs}
+    if not resources:
+        return []
+    futures = client.describe_configs(list(resources.values()), request_timeout=kafka.PATIENCE)
+    problems = []
+    for spec in specs:
+        try:
+            actual = futures[resources[spec.name]].result(kafka.PATIENCE)
+        except KafkaException as error:
+            problems.append(f"The settings of {spec.name} cannot be read: {error.args[0].str()}.")
+            continue
+        cleanup, room = actual["cleanup.policy"].value, actual["max.message.bytes"].value
+        if cleanup != spec.config["cleanup.policy"]:
+            problems.append(
+                f"The topic {spec.name} has cleanup.policy={cleanup}; it must be {spec.config['cleanup.policy']}."
+            )
+        if int(room) < int(spec.config.get("max.message.bytes", 0)):
+            problems.append(
+                f"The topic {spec.name} has max.message.bytes={room}; "
+                f"it must be {spec.config['max.message.bytes']} or more (topics.max_message_bytes)."
+            )
+    return problems
+
+
+def committed_offsets(settings: Settings) -> dict[int, int | None]:
+    """The workers' committed offset in each partition of the events; None where there is none.
+
+    Raises:
+        BrokerUnreachable: no broker answered in time.
+    """
+    places = [TopicPartition(settings.names.events, partition) for partition in range(settings.topics.partitions)]
+    # A consumer that never joins asks: the admin client of librdkafka 2.15 crashes while the group's coordinator loads.
+    with closing(Consumer(kafka.consumer_config(settings, settings.group))) as consumer:
+        try:
+            answer = kafka.once_coordinated(consumer.committed, places, timeout=kafka.PATIENCE)
+        except KafkaException as error:
+            raise BrokerUnreachable(settings.kafka.bootstrap_servers, error.args[0].str()) from error
+    return {place.partition: place.offset if place.offset >= 0 else None for place in answer}
+
+
+def end_offsets(settings: Settings, topic: str, where: Where = "latest") -> dict[int, int]:
+    """The offset after the last committed record of each partition (`latest`), or the first one held (`earliest`)."""
+    client = kafka.admin(settings)
+    spec = OffsetSpec.latest() if where == "latest" else OffsetSpec.earliest()
+    count = kafka.partition_counts(settings)[topic]
+    request = {TopicPartition(topic, partition): spec for partition in range(count)}
+    futures = client.list_offsets(request, request_timeout=kafka.PATIENCE)
+    return {place.partition: future.result().offset for place, future in futures.items()}
+
+
+def seed_offsets(settings: Settings, where: Where) -> list[int]:
+    """Commit a start for the partitions in which the group has none, and return them. The others stay as they are.
+
+    Raises:
+        BrokerUnreachable: no broker answered in time.
+        BrokerError: the group has live members, or the broker refused.
+    """
+    unset = [partition for partition, offset in committed_offsets(settings).items() if offset is None]
+    if not unset:
+        return []
+    ends = end_offsets(settings, settings.names.events, where)
+    places = [TopicPartition(settings.names.events, partition, ends[partition]) for partition in unset]
+    with closing(Consumer(kafka.consumer_config(settings, settings.group))) as consumer:
+        try:
+            kafka.once_coordinated(consumer.commit, offsets=places, asynchronous=False)
+        except KafkaException as error:
+            raise BrokerError(f"The offsets of group {settings.group} cannot be set: {error.args[0].str()}.") from error
+    return unset

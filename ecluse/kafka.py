@@ -1,0 +1,127 @@
+"""Kafka clients with the defaults that Écluse needs, made from the settings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from ecluse.contract.topics import HEADROOM_BYTES
+from ecluse.errors import BrokerUnreachable
+from ecluse.settings import KafkaSettings, Settings
+
+#: How long a call to the cluster may take before the cluster counts as unreachable, in seconds.
+PATIENCE = 10.0
+
+Config = dict[str, Any]
+T = TypeVar("T")
+
+
+def client_config(kafka: KafkaSettings) -> Config:
+    """What every client needs to reach the cluster. Holds secrets: never log it."""
+    config: Config = {
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "security.protocol": kafka.security_protocol,
+        "sasl.mechanism": kafka.sasl_mechanism,
+        "sasl.username": kafka.sasl_username,
+        "sasl.password": kafka.sasl_password.get_secret_value() if kafka.sasl_password else None,
+        "ssl.ca.location": kafka.ssl_cafile and str(kafka.ssl_cafile),
+        "ssl.certificate.location": kafka.ssl_certfile and str(kafka.ssl_certfile),
+        "ssl.key.location": kafka.ssl_keyfile and str(kafka.ssl_keyfile),
+        # What librdkafka prints by itself goes to stderr in its own format; errors reach us through the calls.
+        "log_level": 2,
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def producer_config(settings: Settings) -> Config:
+    """An idempotent producer without gaps: the report for a record vouches for all before it in its partition.
+
+    `message.timeout.ms` is 0 (never), because a record that timed out would be a gap that the guarantee does not cover;
+    while the broker is away records wait, and the bounded queue holds their producers back.
+    """
+    return client_config(settings.kafka) | {
+        "enable.idempotence": True,
+        "enable.gapless.guarantee": True,
+        "message.timeout.ms": 0,
+        "linger.ms": 5,
+        "batch.size": 1 << 20,
+        "compression.type": "lz4",
+        "message.max.bytes": settings.topics.max_message_bytes + HEADROOM_BYTES,
+        "partitioner": "murmur2_random",
+    }
+
+
+def consumer_config(settings: Settings, group: str) -> Config:
+    """A consumer that commits nothing by itself, reads committed records only, and fails where its offset is gone."""
+    return client_config(settings.kafka) | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        # librdkafka's default of a second stalls a consumer each time that its queue fills.
+        "fetch.queue.backoff.ms": 10,
+        "fetch.wait.max.ms": 10,
+        "fetch.message.max.bytes": settings.topics.max_message_bytes + HEADROOM_BYTES,
+    }
+
+
+def admin(settings: Settings) -> AdminClient:
+    """A client for topics and groups. Keep a reference while its futures are open."""
+    return AdminClient(client_config(settings.kafka))
+
+
+@contextmanager
+def reader(settings: Settings) -> Iterator[Consumer]:
+    """A consumer outside any group, for reading partitions that its user assigns."""
+    config = consumer_config(settings, f"{settings.names.prefix}readers") | {"enable.partition.eof": False}
+    with closing(Consumer(config)) as consumer:
+        yield consumer
+
+
+def producer(settings: Settings) -> Producer:
+    """A producer as `producer_config` makes it."""
+    return Producer(producer_config(settings))
+
+
+def partition_counts(settings: Settings) -> dict[str, int]:
+    """How many partitions each topic of the cluster has.
+
+    Raises:
+        BrokerUnreachable: no broker answered in time.
+    """
+    try:
+        metadata = admin(settings).list_topics(timeout=PATIENCE)
+    except KafkaException as error:
+        raise BrokerUnreachable(settings.kafka.bootstrap_servers, error.args[0].str()) from error
+    return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+
+
+def once_coordinated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call, and call again while the group's coordinator is being found or loads (a broker that has just started).
+
+    Raises:
+        KafkaException: another error, or the coordinator was not there within `PATIENCE`.
+    """
+    coming = {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError._WAIT_COORD,
+    }
+    retrying = Retrying(
+        stop=stop_after_delay(PATIENCE),
+        wait=wait_fixed(0.1),
+        retry=retry_if_exception(lambda error: isinstance(error, KafkaException) and error.args[0].code() in coming),
+        reraise=True,
+    )
+    return retrying(call, *args, **kwargs)
+
+
+def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset that a partition still holds, and the one after its last committed record."""
+    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=PATIENCE)
+    return low, high

@@ -1,0 +1,1 @@
+"""From a labelled file to a published model."""

@@ -1,0 +1,1 @@
+"""The Faust workers: the path of a chunk from bytes to confirmed predictions."""

@@ -1,0 +1,68 @@
+"""The broker of a test run, and a fresh stream for each test."""
+
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from console import broker as dev_broker
+from ecluse import cluster
+from ecluse.settings import Settings
+
+FIELDS = {
+    "transaction_id": {"type": "text", "required": False},
+    "time": {"type": "time", "required": False},
+    "customer_id": {"type": "text", "required": False},
+    "amount": "number",
+    "terminal_risk_30d": "number",
+    "night": "integer",
+}
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[str]:
+    """A real broker of this run's own, on a free port and a fresh folder. Where it cannot start, its tests fail."""
+    with tempfile.TemporaryDirectory(prefix="ecluse-broker-") as folder:
+        data = Path(folder)
+        try:
+            yield dev_broker.start(data, port=0).servers
+        finally:
+            dev_broker.stop(data)
+
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> MakeSettings:
+    """Builds settings for a stream that no other test knows; sections are given as keyword dictionaries."""
+
+    def make(servers: str = "127.0.0.1:1", **sections: dict[str, Any]) -> Settings:
+        name = f"t-{uuid.uuid4().hex[:12]}"
+        stream = {
+            "name": name,
+            "fields": FIELDS,
+            "id_field": "transaction_id",
+            "time_field": "time",
+            "key_field": "customer_id",
+        }
+        return Settings(
+            stream=stream | sections.pop("stream", {}),
+            kafka={"bootstrap_servers": servers},
+            topics={"partitions": 4} | sections.pop("topics", {}),
+            model={"store": str(tmp_path / "models"), "label": "fraud"} | sections.pop("model", {}),
+            **sections,
+        )
+
+    return make
+
+
+@pytest.fixture
+def stream(servers: str, make_settings: MakeSettings) -> Settings:
+    """A fresh stream with its topics, on the real broker."""
+    settings = make_settings(servers)
+    cluster.create_topics(settings)
+    return settings

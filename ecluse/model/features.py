@@ -77,7 +77,11 @@ class FeatureSet:
             # None becomes NaN, true becomes 1.
             rows = np.array(list(map(self._get_numbers, events)), dtype=np.float64)
             numbers = rows.reshape(numbers.shape)
-        return self._assemble(numbers, {i: list(map(get, events)) for i, get in self._get.items()})
+        others: dict[int, Column] = {}
+        for i, get in self._get.items():
+            values = list(map(get, events))
+            others[i] = values if self.features[i].transform == "category" else _seconds(values)
+        return self._assemble(numbers, others)
 
     def matrix_of_frame(self, frame: pl.DataFrame) -> NDArray[np.float32]:
         """The features of a file's rows, shape (rows, features): what `matrix` gives for the events made of them.
@@ -88,9 +92,14 @@ class FeatureSet:
         numbers = np.empty((frame.height, len(self._numbers)))
         for position, i in enumerate(self._numbers):
             numbers[:, position] = _floats(frame, self.features[i].field)
-        return self._assemble(numbers, {i: _values(frame, self.features[i]) for i in self._others})
+        others: dict[int, Column] = {}
+        for i in self._others:
+            feature = self.features[i]
+            text = feature.transform == "category"
+            others[i] = _strings(frame, feature.field) if text else seconds_of(_column(frame, feature.field))
+        return self._assemble(numbers, others)
 
-    def _assemble(self, numbers: NDArray[np.float64], others: Mapping[int, list[Any]]) -> NDArray[np.float32]:
+    def _assemble(self, numbers: NDArray[np.float64], others: Mapping[int, Column]) -> NDArray[np.float32]:
         if self._others:
             table = np.empty((len(numbers), len(self.features)))
             table[:, self._numbers] = numbers
@@ -136,9 +145,9 @@ def _transform(feature: Feature) -> Callable[[Column], NDArray[np.float64]] | No
             case "log1p":
                 result = np.sign(values) * np.log1p(np.abs(values))
             case "hour":
-                result = np.floor(_times(values) / 3600) % 24
+                result = np.floor(_finite(values) / 3600) % 24
             case "weekday":
-                result = (np.floor(_times(values) / 86400) + _THURSDAY) % 7
+                result = (np.floor(_finite(values) / 86400) + _THURSDAY) % 7
             case "category":
                 result = np.array([np.nan if v is None else codes.get(v, other) for v in values], dtype=np.float64)
         if feature.missing is not None:
@@ -148,11 +157,10 @@ def _transform(feature: Feature) -> Callable[[Column], NDArray[np.float64]] | No
     return column
 
 
-def _times(values: Column) -> NDArray[np.float64]:
-    # None becomes NaN; an infinite or absurd time becomes NaN too, in the modulo.
-    times = np.array([seconds(value) for value in values], dtype=np.float64)
-    times[~np.isfinite(times)] = np.nan
-    return times
+def _finite(values: Column) -> NDArray[np.float64]:
+    """Times without those that are none: an infinite one has no hour."""
+    times = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(times), times, np.nan)
 
 
 def _column(frame: pl.DataFrame, field: str) -> pl.Series:
@@ -170,21 +178,26 @@ def _floats(frame: pl.DataFrame, field: str) -> NDArray[np.float64]:
         raise DataError(f"The column '{field}' holds {column.dtype}, which is not a number.") from error
 
 
-def _values(frame: pl.DataFrame, feature: Feature) -> list[Any]:
-    column = _column(frame, feature.field)
-    if feature.transform == "category":
-        return column.cast(pl.String).to_list()
-    return times_of(column)
+def _strings(frame: pl.DataFrame, field: str) -> list[str | None]:
+    return _column(frame, field).cast(pl.String).to_list()
 
 
-def times_of(column: pl.Series) -> list[dt.datetime | float | None]:
-    """A column of times as an event carries them: times, dates, RFC 3339 texts, or numbers since 1970.
+def seconds_of(column: pl.Series) -> NDArray[np.float64]:
+    """A column of times as seconds since 1970-01-01 UTC, missing ones NaN, shape (n,).
+
+    Takes what an event's `time` field takes: times and dates, RFC 3339 texts, seconds or milliseconds since 1970.
 
     Raises:
         DataError: a value is no time.
     """
-    values = column.cast(pl.Datetime).to_list() if column.dtype == pl.Date else column.to_list()
+    if column.dtype in (pl.Date, pl.Datetime):
+        return column.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64).to_numpy() / 1e6
     try:
-        return msgspec.convert(values, list[dt.datetime | float | int | None])
+        values = msgspec.convert(column.to_list(), list[dt.datetime | float | int | None])
     except msgspec.ValidationError as error:
         raise DataError(f"The column '{column.name}' holds what is no time: {error}.") from error
+    return _seconds(values)
+
+
+def _seconds(values: Sequence[dt.datetime | float | None]) -> NDArray[np.float64]:
+    return np.array([seconds(value) for value in values], dtype=np.float64)

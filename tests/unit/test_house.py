@@ -58,6 +58,13 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_command_line_answers_without_loading_what_only_some_commands_need() -> None:
+    heavy = {"faust", "onnx", "onnxruntime", "polars", "skl2onnx", "sklearn"}
+    script = f"import console.main, sys; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_the_changelog_tells_of_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[:2] == ["Unreleased", PROJECT["project"]["version"]]

@@ -33,7 +33,7 @@ from pydantic_settings import (
 )
 
 from ecluse.contract.codecs import Encoding
-from ecluse.contract.schema import EventSchema, Field, FieldType
+from ecluse.contract.schema import ILLEGAL_IN_NAMES, EventSchema, Field, FieldType
 from ecluse.contract.topics import NAME, PREFIX, Topics, TopicSpec, topic_specs
 from ecluse.errors import SettingsError
 
@@ -83,6 +83,8 @@ class StreamSettings(_Section):
             raise ValueError("a prefix has lower-case letters, digits, dots and hyphens, and ends in a dot")
         if not self.fields:
             raise ValueError("a stream needs at least one field")
+        if illegal := [name for name in self.fields if ILLEGAL_IN_NAMES.search(name)]:
+            raise ValueError(f"the name of the field {illegal[0]!r} holds a quote, a backslash or a control character")
         named = {"id_field": self.id_field, "time_field": self.time_field}
         for setting_name, field in named.items():
             if field is not None and field not in self.fields:

@@ -1,16 +1,25 @@
-"""Files of rows: CSV, JSON lines and Parquet, read lazily."""
+"""Files of rows: CSV, JSON lines and Parquet, read lazily; the same rows for training, publishing and `ecluse init`."""
 
 import datetime as dt
+import re
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 from polars.exceptions import PolarsError
 
 from ecluse.errors import DataError
 
+#: What CSV files write for a value that is missing; an empty cell too.
+_BLANKS = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
+_SEPARATORS = ",;\t|"
+_HEADER_BYTES = 64 * 1024
+
 
 def scan(path: Path) -> pl.LazyFrame:
-    """A file's rows, by its ending: .csv, .jsonl or .ndjson, .parquet.
+    """A file's rows, by its ending: .csv (the separator is seen from the header), .jsonl or .ndjson, .parquet.
+
+    A date is read as its midnight and a decimal as a float: the types that an event's fields have.
 
     Raises:
         DataError: there is no such file, or its ending is none of these.
@@ -19,13 +28,27 @@ def scan(path: Path) -> pl.LazyFrame:
         raise DataError(f"There is no file {path}.")
     match path.suffix.lower():
         case ".csv":
-            return pl.scan_csv(path, infer_schema_length=10_000, try_parse_dates=True)
+            frame = pl.scan_csv(
+                path,
+                separator=_separator(path),
+                infer_schema_length=10_000,
+                try_parse_dates=True,
+                null_values=list(_BLANKS),
+            )
         case ".jsonl" | ".ndjson":
-            return pl.scan_ndjson(path, infer_schema_length=10_000)
+            frame = pl.scan_ndjson(path, infer_schema_length=10_000)
         case ".parquet":
-            return pl.scan_parquet(path)
+            frame = pl.scan_parquet(path)
         case other:
             raise DataError(f"{path} ends in '{other}': rows are read from .csv, .jsonl, .ndjson or .parquet files.")
+    return frame.with_columns(cs.date().cast(pl.Datetime("us")), cs.decimal().cast(pl.Float64))
+
+
+def _separator(path: Path) -> str:
+    with path.open("rb") as file:
+        header = file.readline(_HEADER_BYTES).decode(errors="replace")
+    bare = re.sub(r'"[^"]*"', "", header)  # a quoted name may hold a separator
+    return max(_SEPARATORS, key=bare.count)
 
 
 def columns(frame: pl.LazyFrame, path: Path) -> pl.Schema:

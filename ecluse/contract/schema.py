@@ -6,13 +6,16 @@ a flat object; fields that are not declared are ignored.
 
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from ecluse.contract.codecs import looks_like_json
 from ecluse.errors import RecordError, Stage
@@ -30,6 +33,10 @@ class FieldType(StrEnum):
     TIME = "time"
 
 
+#: What the name of a field cannot hold: the generated decoder compares names as they stand in JSON, where these are escaped.
+ILLEGAL_IN_NAMES = re.compile(r'["\\\x00-\x1f]')
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One declared field. A required one must be present and hold a value; others may be absent, null or NaN."""
@@ -38,23 +45,43 @@ class Field:
     required: bool = True
 
 
+#: Bounds cost nothing in msgspec's decoder and refuse NaN and infinity, which msgpack can carry. Times end with the year 9999.
+_Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Epoch = Annotated[float, msgspec.Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
+#: Types whose values are numbers to a model.
+NUMERIC = frozenset({FieldType.NUMBER, FieldType.INTEGER, FieldType.BOOLEAN})
+
 _PYTHON_TYPES: dict[FieldType, Any] = {
-    FieldType.NUMBER: float,
-    FieldType.INTEGER: int,
+    FieldType.NUMBER: _Finite,
+    FieldType.INTEGER: _Int64,
     FieldType.TEXT: str,
     FieldType.BOOLEAN: bool,
-    FieldType.TIME: dt.datetime | float | int,
+    FieldType.TIME: dt.datetime | _Epoch,
 }
-_PLAIN_WORDS = {
-    "float": "a number",
+_WANTED = {
+    FieldType.NUMBER: "a number",
+    FieldType.INTEGER: "a whole number of at most 64 bits",
+    FieldType.TEXT: "text",
+    FieldType.BOOLEAN: "true or false",
+    FieldType.TIME: "a time (RFC 3339 text, or seconds or milliseconds since 1970)",
+}
+#: msgspec's names of what stands in an event, in plain words.
+_FOUND = {
+    "float": "a number with a fraction",
     "int": "a whole number",
     "str": "text",
     "bool": "true or false",
-    "null": "nothing",
+    "null": "null",
     "object": "an object",
     "array": "a list",
     "datetime": "a time",
     "bytes": "bytes",
+}
+_UNFIT = {
+    FieldType.NUMBER: "NaN, infinite or too large",
+    FieldType.INTEGER: "too large",
+    FieldType.TIME: "no such time",
 }
 #: Epoch numbers above this are milliseconds: as seconds it would be the year 5138.
 _MILLISECONDS_FROM = 1e11
@@ -67,6 +94,15 @@ def seconds(moment: dt.datetime | float | None) -> float | None:
     if isinstance(moment, dt.datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
     return moment / 1e3 if abs(moment) >= _MILLISECONDS_FROM else float(moment)
+
+
+def _python_type(field: Field) -> Any:
+    """The type that decodes a field; a number that may be missing may be NaN."""
+    return float if field.type is FieldType.NUMBER and not field.required else _PYTHON_TYPES[field.type]
+
+
+def _is_msgpack_map(value: bytes) -> bool:
+    return 0x80 <= value[0] <= 0x8F or value[0] in (0xDE, 0xDF)
 
 
 class EventSchema:
@@ -85,13 +121,27 @@ class EventSchema:
             [
                 (self._attributes[name], kind) if field.required else (self._attributes[name], kind | None, None)
                 for name, field in ordered
-                for kind in [_PYTHON_TYPES[field.type]]
+                for kind in [_python_type(field)]
             ],
             rename={attribute: name for name, attribute in self._attributes.items()},
             gc=False,
         )
         self.from_json: Callable[[bytes], Event] = msgspec.json.Decoder(self.struct).decode
         self.from_msgpack: Callable[[bytes], Event] = msgspec.msgpack.Decoder(self.struct).decode
+
+        #: The fields that are numbers, in the order of the columns of `numbers`.
+        self.number_fields = tuple(name for name, field in self.fields.items() if field.type in NUMERIC)
+        self._numbers = self.getter(*self.number_fields) if self.number_fields else None
+
+    def numbers(self, events: Sequence[Event]) -> NDArray[np.float64]:
+        """The values of `number_fields`, shape (events, fields): a missing one is NaN, true is 1.
+
+        Raises:
+            OverflowError: a whole number is larger than any float.
+        """
+        if self._numbers is None or not events:
+            return np.empty((len(events), len(self.number_fields)))
+        return np.array(list(map(self._numbers, events)), dtype=np.float64).reshape(len(events), -1)
 
     def getter(self, *names: str) -> Callable[[Event], Any]:
         """A function that reads fields of an event: one name gives its value, several a tuple."""
@@ -105,21 +155,30 @@ class EventSchema:
         """
         if not value:
             raise RecordError(Stage.DECODE, "The event has no value: a JSON or msgpack object was expected.")
+        is_json = looks_like_json(value) if json is None else json
         try:
-            is_json = looks_like_json(value) if json is None else json
             return self.from_json(value) if is_json else self.from_msgpack(value)
         except msgspec.ValidationError as error:
+            if not is_json and not _is_msgpack_map(value):  # any byte is some msgpack: text that is no JSON comes here
+                raise RecordError(Stage.DECODE, "The event is neither a JSON nor a msgpack object.") from error
             raise RecordError(
-                Stage.VALIDATE, f"The event does not fit the stream's schema: {_plain(error)}."
+                Stage.VALIDATE, f"The event does not fit the stream's schema: {self._plain(str(error))}."
             ) from error
         except UnicodeDecodeError as error:
             raise RecordError(Stage.DECODE, f"The event holds text that is not UTF-8: {error.reason}.") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise RecordError(Stage.DECODE, f"The event is neither a JSON nor a msgpack object: {error}.") from error
 
-
-def _plain(error: msgspec.ValidationError) -> str:
-    """Say a decoder's complaint in words of the schema."""
-    text = re.sub(r"`\$\.(.+)`$", r"field '\1'", str(error))
-    text = re.sub(r"`([a-z]+)`", lambda word: _PLAIN_WORDS.get(word[1], word[0]), text)
-    return text[0].lower() + text[1:].replace(" - at ", " in ")
+    def _plain(self, complaint: str) -> str:
+        """Say a decoder's complaint in words of the schema."""
+        if missing := re.fullmatch(r"Object missing required field `(.*)`", complaint, re.DOTALL):
+            return f"the required field '{missing[1]}' is missing"
+        at = re.search(r" - at `\$\.(.*)`$", complaint, re.DOTALL)
+        found = re.match(r"Expected `[^`]*`, got `([^`]*)`", complaint)
+        what = _FOUND.get(found[1], found[1]) if found else None
+        if at is None:
+            return (
+                "the names of its fields must be text" if " - at `key`" in complaint else f"it is {what}, not an object"
+            )
+        kind = self.fields[at[1]].type
+        return f"field '{at[1]}' must be {_WANTED[kind]}, but is {what or _UNFIT.get(kind, 'something else')}"

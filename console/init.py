@@ -1,0 +1,154 @@
+"""`ecluse init`: a labelled file in, a commented ``ecluse.toml`` out."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.output import ConfigOption, JsonOption, fail, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from ingest.infer import Column, Inferred
+
+_DEFAULT_FILE = Path("ecluse.toml")
+_ColumnOption = Annotated[str | None, typer.Option(show_default=False, metavar="COLUMN")]
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="Labelled rows: .csv, .jsonl, .ndjson or .parquet.", show_default=False)],
+    *,
+    label: Annotated[str | None, typer.Option(help="The column that holds the truth.", metavar="COLUMN")] = None,
+    key: Annotated[str | None, typer.Option(help="The entity: card, customer.", metavar="COLUMN")] = None,
+    time: Annotated[str | None, typer.Option(help="The event's time.", metavar="COLUMN")] = None,
+    id: Annotated[str | None, typer.Option(help="The event's id.", metavar="COLUMN")] = None,
+    name: Annotated[str | None, typer.Option(help="The stream's name; made from the file's if not given.")] = None,
+    config: ConfigOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a labelled file and write an ecluse.toml for it: a new stream in one step."""
+    from ecluse.contract.topics import NAME
+    from ingest.infer import infer
+
+    target = config or _DEFAULT_FILE
+    if target.exists() and not force:
+        fail(f"{target} is there already; --force overwrites it, --config names another file.")
+    if name is not None and not NAME.match(name):
+        fail(f"'{name}' cannot name a stream: lower-case letters, digits and hyphens, 64 at most.")
+    found = infer(file, label=label, key=key, time=time, id=id, name=name)
+    target.write_text(render(found, file), encoding="utf-8", newline="\n")
+    if as_json:
+        print_json({"written": str(target), "stream": found})
+        return
+    _show(found)
+    say(f"\nWritten to {target}, each decision as a comment beside it. Next:")
+    option = f" --config {shlex.quote(str(target))}" if config else ""
+    rows = shlex.quote(str(file))
+    for command in ("topics create", f"model train {rows}", f"publish {rows}", "worker"):
+        say(f"  ecluse {command}{option}")
+
+
+def _show(found: "Inferred") -> None:
+    chosen = [column for column in found.columns if column.use != "field" or column.note.startswith("CHECK")]
+    order = ("label", "id", "time", "key", "field", "left out")
+    rows = [
+        (_shown_name(column.name), column.use, _label_note(found) if column.use == "label" else column.note)
+        for column in sorted(chosen, key=lambda column: order.index(column.use))
+    ]
+    print_table(("column", "becomes", "why"), rows, title=f"Stream '{found.name}' from {found.rows:,} rows")
+    inputs = [column for column in found.columns if column.use == "field"]
+    for kind in dict.fromkeys(column.type for column in inputs):
+        names = [_shown_name(column.name) for column in inputs if column.type is kind]
+        say(f"{len(names)} field{'s' if len(names) > 1 else ''} of type {kind}: {', '.join(names)}")
+
+
+def render(found: "Inferred", file: Path) -> str:
+    """The text of ``ecluse.toml`` for what was found in `file`, with each decision as a comment."""
+    return "\n".join(_lines(found, file)) + "\n"
+
+
+def _lines(found: "Inferred", file: Path) -> Iterator[str]:
+    yield f"# Written by `ecluse init` from {_quoted(file.name)}: {found.rows:,} rows, {len(found.columns)} columns."
+    yield "# `ecluse config show` prints every setting there is, with what it is set to."
+    yield ""
+    yield "[stream]"
+    yield f"name = {_quoted(found.name)}"
+    yield from _role("id_field", found.id, "the id of an event", "an event's id is its place: topic-partition-offset")
+    yield from _role("time_field", found.time, "the time of an event", "an event's time is that of its Kafka record")
+    yield from _role(
+        "key_field", found.key, "the record key: the entity within which order holds", "events have no key: no order"
+    )
+    if found.time is not None:
+        yield "# The rows of a file happened in the past, so windows and delays go by the event's own time."
+        yield '# Set it to "arrival" (the default) once live producers send the events.'
+        yield 'clock = "event"'
+    texts = any(column.type == "text" for column in found.fields)
+    if texts:
+        yield "# What people see of an event in alerts and dead letters: every field but text, unless you list the fields here."
+        yield "# shown_fields = []"
+    yield ""
+    yield "# What an event must carry: a type, or { type, required = false } where the file has blanks."
+    yield "[stream.fields]"
+    for column in found.fields:
+        comment = (
+            column.note if column.use == "field" else f"the {column.use}{f'; {column.note}' if column.note else ''}"
+        )
+        yield _field(column) + (f"  # {_comment(comment)}" if comment else "")
+    left_out = [column for column in found.columns if column.use == "left out"]
+    if left_out:
+        yield "# Left out; an event may carry them, nobody reads them:"
+    for column in left_out:
+        yield f"#   {_quoted(column.name)}: {_comment(column.note)}"
+    yield ""
+    yield "[model]"
+    yield f"# {_comment(_label_note(found))}"
+    yield f"label = {_quoted(found.label)}"
+    if found.positive is not None:
+        yield f"positive = {_quoted(found.positive)}"
+    yield "# The inputs of the model: every field above but id, time and key, unless you list some here."
+    yield "# features = []"
+    yield ""
+    yield "[thresholds]"
+    yield "# The share of events that may raise an alert, and the share that may be blocked."
+    yield "alert_budget = 0.005"
+    yield "block_budget = 0.001"
+    yield ""
+    yield "[kafka]"
+    yield "# KAFKA_BOOTSTRAP_SERVERS in the environment stands over this."
+    yield '# bootstrap_servers = "127.0.0.1:9092"'
+
+
+def _role(setting: str, column: str | None, what: str, otherwise: str) -> Iterator[str]:
+    if column is None:
+        yield f"# {setting}: no column of the file is {what}; {otherwise}."
+    else:
+        yield f"{setting} = {_quoted(column)}"
+
+
+def _field(column: "Column") -> str:
+    kind = _quoted(str(column.type))
+    return f"{_quoted(column.name)} = {kind if column.required else f'{{ type = {kind}, required = false }}'}"
+
+
+def _label_note(found: "Inferred") -> str:
+    share = f"{found.positives:,} of {found.rows:,} rows ({found.positives / found.rows:.2%}) are 1"
+    meaning = "" if found.positive is None else f": {_quoted(found.positive)} counts as 1, the other value as 0"
+    unlabelled = f"; {found.unlabelled:,} rows have no label" if found.unlabelled else ""
+    return f"{share}{meaning}{unlabelled}"
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's, and DEL escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _comment(text: str) -> str:
+    """Text for a comment, where control characters are not allowed."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _shown_name(name: str) -> str:
+    return name if name.isprintable() and name.strip() else _quoted(name)

@@ -1,0 +1,135 @@
+"""The ledger of a partition: what was fetched, what came of it, and which offset may be committed.
+
+It holds the partition's chunks in fetch order, from the first that is not yet confirmed. A chunk moves through three
+states, always in that order: fetched, produced, confirmed. Nothing of a chunk is produced before all earlier chunks of its
+partition, and an offset is committable only when everything below it is confirmed.
+
+The identity of the ledger object is the ownership epoch: a partition that is revoked, lost or sought back gets another
+ledger, and what comes back for a chunk of the old one finds nobody who listens.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from faust.types import TP
+
+
+class Record(Protocol):
+    """A fetched record: a `confluent_kafka.Message` that is no error, so that its place is always known."""
+
+    def __len__(self) -> int:
+        """The value's size in bytes."""
+        ...
+
+    def offset(self) -> int:
+        """Where in its partition it stands."""
+        ...
+
+    def key(self) -> bytes | None:
+        """The entity, as the producer gave it."""
+        ...
+
+    def value(self) -> bytes | None:
+        """The event, or nothing."""
+        ...
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        """The producer's headers; None where there are none."""
+        ...
+
+    def timestamp(self) -> tuple[int, int]:
+        """Kind, and milliseconds since 1970."""
+        ...
+
+
+class Output(NamedTuple):
+    """A record to produce to the partition of the event that it comes from."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, str | bytes | None]] | None
+
+
+class Chunk:
+    """Consecutive records of one partition, covering the offsets from `offset` up to `next_offset` (excluded)."""
+
+    __slots__ = ("confirmed", "fetched_at", "ledger", "next_offset", "offset", "outputs", "records")
+
+    def __init__(
+        self, ledger: "Ledger", records: Sequence[Record], offset: int, next_offset: int, fetched_at: float
+    ) -> None:
+        if not offset < next_offset:
+            raise ValueError(f"a chunk cannot reach from {offset} to {next_offset}")
+        self.ledger = ledger
+        self.records = records
+        self.offset = offset
+        self.next_offset = next_offset
+        #: When the chunk was fetched, on the monotonic clock.
+        self.fetched_at = fetched_at
+        #: What to produce; None until the records are scored.
+        self.outputs: Sequence[Output] | None = None
+        self.confirmed = False
+
+
+class Ledger:
+    """The chunks of one partition in the hands of one owner."""
+
+    __slots__ = ("_fetched", "_produced", "committable", "committed", "partition", "position")
+
+    def __init__(self, partition: TP) -> None:
+        self.partition = partition
+        self._fetched: deque[Chunk] = deque()
+        self._produced: deque[Chunk] = deque()
+        #: The offset after the last record taken in; None before the first.
+        self.position: int | None = None
+        #: The offset after the confirmed prefix; None before the first chunk is confirmed.
+        self.committable: int | None = None
+        #: The last offset that the broker took.
+        self.committed: int | None = None
+
+    def __len__(self) -> int:
+        """How many chunks are in hand."""
+        return len(self._fetched) + len(self._produced)
+
+    def add(self, records: Sequence[Record], offset: int, next_offset: int, fetched_at: float) -> Chunk:
+        """Take in the next records. Offsets only grow; gaps (compaction, transaction markers) are covered.
+
+        Raises:
+            ValueError: the records lie before the ledger's position.
+        """
+        if self.position is not None and offset < self.position:
+            raise ValueError(f"{self.partition}: offset {offset} lies before the position {self.position}")
+        chunk = Chunk(self, records, offset, next_offset, fetched_at)
+        self._fetched.append(chunk)
+        self.position = next_offset
+        return chunk
+
+    def take_scored(self) -> Iterator[Chunk]:
+        """The chunks that may be produced now, in order; each counts as produced once it is taken."""
+        while self._fetched and self._fetched[0].outputs is not None:
+            chunk = self._fetched.popleft()
+            self._produced.append(chunk)
+            yield chunk
+
+    def confirm(self, chunk: Chunk) -> None:
+        """The broker has all that came of a chunk: move `committable` behind the confirmed chunks at the head."""
+        chunk.confirmed = True
+        while self._produced and self._produced[0].confirmed:
+            self.committable = self._produced.popleft().next_offset
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many produced chunks wait for the broker."""
+        return len(self._produced)
+
+    @property
+    def to_commit(self) -> int | None:
+        """The offset after the confirmed prefix, where the broker has not taken it yet."""
+        return self.committable if self.committable != self.committed else None
+
+    @property
+    def oldest_unscored(self) -> float | None:
+        """When the oldest chunk without outputs was fetched, on the monotonic clock."""
+        return next((chunk.fetched_at for chunk in self._fetched if chunk.outputs is None), None)

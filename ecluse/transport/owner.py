@@ -1,0 +1,318 @@
+"""The one thread that owns all that decides: the consumer's handle, the ledgers, the producer.
+
+Fetch, rebalance callbacks, produce and commit run in it one after another, so there are no locks, and no commit overlaps a
+revoke. The event loop only turns chunks of records into records to produce.
+
+A turn of the loop: take in what is scored and produce it, serve delivery reports, commit what is due, fetch.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from faust.types import TP
+
+from ecluse.errors import BrokerError
+from ecluse.kafka import Config
+from ecluse.transport.delivery import AtLeastOnce
+from ecluse.transport.ledger import Chunk, Ledger, Output, Record
+
+logger = logging.getLogger(__name__)
+
+#: A chunk is bounded by records, by bytes, and by the time that scoring it takes, so that nothing holds the loop for long.
+CHUNK_RECORDS = 2000
+CHUNK_BYTES = 2 * 1024 * 1024
+CHUNK_SECONDS = 0.02
+#: Chunks handed to the event loop and not yet scored; with more, nothing is fetched.
+UNSCORED_CHUNKS = 8
+#: Chunks in hand, over all partitions; a partition with more than its share is paused.
+CHUNKS_IN_HAND = 64
+#: How long the loop may hold fetching back before partitions are paused, so that rebalances are served meanwhile.
+STALL_SECONDS = 1.0
+#: How often the thread tells of lag and of chunks in hand.
+LOOK_SECONDS = 0.25
+IDLE_WAIT = 0.02
+BUSY_WAIT = 0.002
+#: How long leaving or handing over a partition waits for the broker to confirm what was produced.
+FINISH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerConfig:
+    """What the thread is made of: topics to read, and the configurations of its two clients."""
+
+    topics: Sequence[str]
+    consumer: Config
+    producer: Config
+    commit_interval: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the thread tells of itself; written by it alone, read by anyone."""
+
+    beat: float = field(default_factory=time.monotonic)
+    assigned: bool = False
+    rebalances: int = 0
+    commit_failures: int = 0
+    committed_at: float = field(default_factory=time.monotonic)
+    lag: dict[TP, int] = field(default_factory=dict)
+    partitions: int = 0
+    open_chunks: int = 0
+    oldest_unscored: float | None = None
+
+
+class Owner(threading.Thread):
+    """Owns a worker's consumer, ledgers and producer.
+
+    Args:
+        config: see `OwnerConfig`.
+        deliver: takes each fetched chunk, in this thread; must not block.
+        assigned: told of the full set of partitions after each assignment, in this thread; may block for a moment.
+        crashed: told of the error that ended the thread.
+    """
+
+    def __init__(
+        self,
+        config: OwnerConfig,
+        deliver: Callable[[Chunk], None],
+        assigned: Callable[[set[TP]], None],
+        crashed: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(name="ecluse-owner", daemon=True)
+        self._config = config
+        self._deliver = deliver
+        self._tell_assigned = assigned
+        self._crashed = crashed
+        self._scored: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._paused: set[TP] = set()
+        self._unscored = 0
+        self._stalled_since: float | None = None
+        self._next_commit = self._next_look = 0.0
+        self.ledgers: dict[TP, Ledger] = {}
+        self.chunk_records = CHUNK_RECORDS
+        self.progress = Progress()
+
+    # -- called from the event loop ------------------------------------------------------------------------------------
+
+    def live(self, chunk: Chunk) -> bool:
+        """Whether the chunk's partition is still held as it was when the chunk was fetched."""
+        return self.ledgers.get(chunk.ledger.partition) is chunk.ledger
+
+    def done(self, chunk: Chunk, outputs: Sequence[Output]) -> None:
+        """Give back a chunk with what is to be produced for it; it must be given back even if it is not live any more."""
+        chunk.outputs = outputs
+        self._scored.put(chunk)
+
+    def pace(self, seconds: float, records: int) -> None:
+        """Tell how long scoring took, so that chunks stay within `CHUNK_SECONDS` of work."""
+        fitting = CHUNK_SECONDS * records / max(seconds, 1e-6)
+        self.chunk_records = min(CHUNK_RECORDS, max(1, int(0.8 * self.chunk_records + 0.2 * fitting)))
+
+    def close(self) -> None:
+        """Ask the thread to finish: fetch nothing more, confirm and commit what was produced, leave the group."""
+        self._closing.set()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until closed or crashed."""
+        try:
+            self._delivery = AtLeastOnce(self._config.producer, self._beat)
+            self._consumer = Consumer(self._config.consumer | {"on_commit": self._on_commit})
+        except BaseException as error:
+            self._crashed(error)
+            return
+        try:
+            self._consumer.subscribe(
+                list(self._config.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+            while not self._closing.is_set():
+                self._turn()
+            self._finish()
+        except BaseException as error:
+            self._closing.set()
+            self.ledgers = {}
+            self._crashed(error)
+        finally:
+            self._consumer.close()
+
+    def _turn(self) -> None:
+        self._beat()
+        may_fetch = self._unscored < UNSCORED_CHUNKS
+        self._produce_scored(0.0 if may_fetch else BUSY_WAIT)
+        self._delivery.serve()
+        now = time.monotonic()
+        if now >= self._next_commit:
+            self._next_commit = now + self._config.commit_interval
+            self._delivery.commit(self._consumer, self.ledgers.values(), wait=False)
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self._look()
+        self._hold_back(may_fetch, now)
+        if may_fetch:
+            self._fetch(BUSY_WAIT if any(self.ledgers.values()) else IDLE_WAIT)
+        elif self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS:
+            self._fetch(BUSY_WAIT)  # everything is paused: this only serves rebalances and commits
+
+    def _produce_scored(self, wait: float) -> None:
+        """Take in the chunks that the loop gave back, waiting for the first up to `wait` seconds, and produce in order."""
+        try:
+            self._scored.get(block=wait > 0, timeout=wait)
+            while True:
+                self._unscored -= 1
+                self._scored.get_nowait()
+        except queue.Empty:
+            pass
+        for ledger in self.ledgers.values():
+            self._delivery.produce_scored(ledger)
+
+    def _fetch(self, wait: float) -> None:
+        first = self._consumer.poll(wait)  # returns at the first record; consume(n, wait) would always wait
+        if first is None:
+            return
+        records: dict[TP, list[Record]] = {}
+        for record in [first, *self._consumer.consume(2 * CHUNK_RECORDS, 0)]:
+            if (error := record.error()) is not None:
+                self._judge(error)
+            else:
+                records.setdefault(TP(cast(str, record.topic()), cast(int, record.partition())), []).append(
+                    cast(Record, record)
+                )
+        for partition, fetched in records.items():
+            if (ledger := self.ledgers.get(partition)) is not None:
+                self._take_in(ledger, fetched)
+
+    def _take_in(self, ledger: Ledger, records: list[Record]) -> None:
+        now = time.monotonic()
+        start = ledger.position
+        if start is not None and records[0].offset() < start:
+            logger.warning("%s: records before offset %d came again and are dropped", ledger.partition, start)
+            records = [record for record in records if record.offset() >= start]
+        for part in split(records, self.chunk_records):
+            chunk = ledger.add(part, part[0].offset(), part[-1].offset() + 1, now)
+            self._unscored += 1
+            self._deliver(chunk)
+
+    def _judge(self, error: KafkaError) -> None:
+        """Most errors of a consumer pass by themselves; these do not."""
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise BrokerError(
+                f"An offset of group {self._config.consumer['group.id']} is not on the broker any more, or was never set "
+                f"({error.str()}). Events between it and the first that is held are lost; `ecluse doctor` shows where. "
+                "Start with --from earliest or --from latest if the group has no offset yet."
+            )
+        if error.fatal() or error.code() in (
+            KafkaError.TOPIC_AUTHORIZATION_FAILED,
+            KafkaError.GROUP_AUTHORIZATION_FAILED,
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+        ):
+            raise KafkaException(error)
+        logger.warning("consumer: %s", error.str())
+
+    def _hold_back(self, may_fetch: bool, now: float) -> None:
+        """Pause partitions with more than their share in hand, and all of them when the loop stands still."""
+        if may_fetch:
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = now
+        stalled = self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS
+        share = max(4, CHUNKS_IN_HAND // max(1, len(self.ledgers)))
+        wanted = {
+            partition
+            for partition, ledger in self.ledgers.items()
+            if stalled or len(ledger) > (share // 2 if partition in self._paused else share)
+        }
+        if pause := wanted - self._paused:
+            self._consumer.pause([TopicPartition(*partition) for partition in pause])
+        if resume := (self._paused & self.ledgers.keys()) - wanted:
+            self._consumer.resume([TopicPartition(*partition) for partition in resume])
+        self._paused = wanted
+
+    def _look(self) -> None:
+        """Tell how things stand."""
+        progress, ledgers = self.progress, self.ledgers.values()
+        for ledger in ledgers:
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*ledger.partition), cached=True)
+            if high >= 0 and (done := ledger.committable) is not None:
+                progress.lag[ledger.partition] = max(0, high - done)
+        progress.partitions = len(ledgers)
+        progress.open_chunks = sum(map(len, ledgers))
+        progress.oldest_unscored = min(
+            (age for ledger in ledgers if (age := ledger.oldest_unscored) is not None), default=None
+        )
+
+    def _finish(self) -> None:
+        self._produce_scored(0.0)
+        self._delivery.finish(self._consumer, self.ledgers.values(), FINISH_SECONDS)
+
+    # -- rebalances: these run inside poll() and close(), in this thread ---------------------------------------------------
+
+    def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        consumer.incremental_assign(places)
+        self.ledgers |= {partition: Ledger(partition) for partition in map(partition_of, places)}
+        self.progress.rebalances += 1
+        self.progress.assigned = True
+        logger.info("assigned partitions %s", sorted(place.partition for place in places))
+        if not self._closing.is_set():
+            self._tell_assigned(set(self.ledgers))
+
+    def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        leaving = [self.ledgers[partition] for partition in map(partition_of, places) if partition in self.ledgers]
+        try:
+            self._produce_scored(0.0)
+            self._delivery.finish(consumer, leaving, FINISH_SECONDS)
+        finally:
+            self._forget(places)
+            consumer.incremental_unassign(places)
+            logger.info("gave back partitions %s", sorted(place.partition for place in places))
+
+    def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        del consumer
+        self._forget(places)
+        logger.warning("lost partitions %s: another worker has them now", sorted(place.partition for place in places))
+
+    def _forget(self, places: list[TopicPartition]) -> None:
+        for partition in map(partition_of, places):
+            self.ledgers.pop(partition, None)
+            self._paused.discard(partition)
+            self.progress.lag.pop(partition, None)
+
+    def _on_commit(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        for place in places:
+            ledger = self.ledgers.get(partition_of(place))
+            if error is None and place.error is None and ledger is not None:
+                ledger.committed = place.offset
+                self.progress.committed_at = time.monotonic()
+        if error is not None:
+            self.progress.commit_failures += 1
+            logger.warning("commit failed, will be tried again: %s", error.str())
+
+    def _beat(self) -> None:
+        self.progress.beat = time.monotonic()
+
+
+def partition_of(place: TopicPartition) -> TP:
+    """Faust's name of a partition."""
+    return TP(place.topic, place.partition)
+
+
+def split(records: list[Record], most: int) -> list[list[Record]]:
+    """Cut records into runs of at most `most` records and `CHUNK_BYTES` bytes; a larger record is a run by itself."""
+    if len(records) <= most and sum(map(len, records)) <= CHUNK_BYTES:
+        return [records]
+    runs: list[list[Record]] = [[]]
+    size = 0
+    for record in records:
+        if runs[-1] and (len(runs[-1]) == most or size + len(record) > CHUNK_BYTES):
+            runs.append([])
+            size = 0
+        runs[-1].append(record)
+        size += len(record)
+    return runs

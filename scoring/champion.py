@@ -1,0 +1,95 @@
+"""The model that scores the stream: which one the route names, loaded and warm."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecluse.contract.records import Arm, Decision
+from ecluse.errors import ModelError, ModelNotFound
+from ecluse.model.registry import read_registry
+from ecluse.model.runtime import Model, load_model
+from ecluse.model.store import ModelStore
+from ecluse.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A warm model, the arm that it scores for, and the revision of the route that names it."""
+
+    model: Model
+    arm: Arm
+    revision: int
+    sha256: str
+    load_seconds: float
+    thresholds: dict[Decision, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note the threshold that each decision turns on."""
+        limits = self.arm.thresholds
+        by_decision = {Decision.ALLOW: limits.review, Decision.REVIEW: limits.review, Decision.BLOCK: limits.block}
+        object.__setattr__(self, "thresholds", by_decision)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
+    def version(self) -> int:
+        """The model's version."""
+        return self.model.version
+
+    def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The probability of class 1 for rows of features, (n, features) to (n,).
+
+        Raises:
+            ValueError: a score is not a number. The model may raise anything else.
+        """
+        scores = self.model.score(matrix)
+        if not np.isfinite(scores).all():
+            raise ValueError("the model's score is not a number")
+        return scores
+
+    def require_sound(self, cause: Exception) -> None:
+        """Tell rows that no model could score from a model that scores nothing.
+
+        Raises:
+            ModelError: the model fails on its own usual values too.
+        """
+        try:
+            self.score(self.model.usual[None, :])
+        except Exception as error:
+            raise ModelError(
+                f"Model {self.name} version {self.version} fails on its own usual values: {error}"
+            ) from cause
+
+
+def load_champion(settings: Settings) -> Champion:
+    """Load and warm the version that the route names.
+
+    Raises:
+        ModelNotFound: no route names a model for this stream yet.
+        ModelRefused: the artefact is not what was released, or does not fit the stream.
+    """
+    registry = read_registry(settings)
+    routed = registry.routes.get(settings.model_name)
+    if routed is None:
+        raise ModelNotFound(f"No model scores stream {settings.stream.name} yet: `ecluse model train FILE` makes one.")
+    arm = routed.route.champion
+    release = registry.releases.get((settings.model_name, arm.version))
+    if release is None:
+        raise ModelNotFound(
+            f"The route names version {arm.version} of {settings.model_name}, which was never released."
+        )
+    started = time.perf_counter()
+    schema = settings.stream.schema_of_events()
+    model = load_model(ModelStore(settings.model.store), settings.model_name, arm.version, schema, release)
+    model.warm()
+    took = time.perf_counter() - started
+    logger.info("model %s version %d is warm after %.2f s", model.name, model.version, took)
+    return Champion(model, arm, routed.revision, release.manifest_sha256, took)

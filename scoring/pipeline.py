@@ -1,0 +1,211 @@
+"""The path of a chunk, from bytes to the records that come of it. Start reading here.
+
+    decode and validate -> features -> score -> decide -> alert with reasons -> encode
+
+What comes before (fetch) and after (produce, confirm, commit) is the transport's. A record that fails at any stage becomes
+a dead letter and the rest goes on: every record gives exactly one prediction or one dead letter.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
+from ecluse.contract.records import Alert, Decision, Prediction, Source
+from ecluse.contract.topics import HEADROOM_BYTES
+from ecluse.errors import RecordError, Stage
+from ecluse.settings import Settings
+from ecluse.telemetry import Telemetry
+from ecluse.transport.ledger import Chunk, Output
+from scoring.alerts import Explainer, severity
+from scoring.bisect import by_halves
+from scoring.champion import Champion
+from scoring.deadletters import DeadLetters
+from scoring.decode import LONGEST_NAME, Decoder, Row
+from scoring.validate import FiniteNumbers
+
+Matrix = NDArray[np.float32]
+Scores = NDArray[np.float64]
+
+
+class Pipeline:
+    """Turns chunks of records into what is to be produced for them.
+
+    Args:
+        settings: the stream's.
+        champion: the model that scores, its arm and the route's revision.
+        worker: this worker's name, in the dead letters' headers.
+        telemetry: where it counts.
+        clock: the time of day, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        champion: Champion,
+        worker: str,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        schema = settings.stream.schema_of_events()
+        self._champion = champion
+        self._topics = settings.names
+        self._decoder = Decoder(settings.stream, schema)
+        self._schema = schema
+        self._finite = FiniteNumbers(schema)
+        self._explainer = Explainer(champion.model, schema, settings.stream.visible)
+        largest = settings.topics.max_message_bytes + HEADROOM_BYTES
+        self._largest_alert = largest - 2 * LONGEST_NAME
+        self._dead_letter = DeadLetters(self._topics.dead_letters, settings.group, worker, largest)
+        self._encode = encoder(settings.stream.encoding)
+        self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
+        self._telemetry = telemetry
+        self._clock = clock
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[list[Output]]:
+        """The records that come of each chunk, in the order of its events. All chunks share one model call.
+
+        Raises:
+            ModelError: the model fails on every row, its own usual values too: the worker must stop, uncommitted.
+        """
+        outputs: list[list[Output]] = [[] for _ in chunks]
+        rows = self._decode(chunks, outputs)
+        rows = self._validate(rows)
+        rows, matrix = self._features(rows)
+        rows, matrix, scores = self._score(rows, matrix)
+        decisions = self._decide(scores)
+        self._predict(rows, scores, decisions)
+        self._alert(rows, matrix, scores, decisions)
+        return outputs
+
+    def _decode(self, chunks: Sequence[Chunk], outputs: Sequence[list[Output]]) -> list[Row]:
+        """From bytes to events, by a struct generated from the stream's schema."""
+        rows = []
+        for chunk, out in zip(chunks, outputs, strict=True):
+            topic, partition = chunk.ledger.partition
+            for record in chunk.records:
+                source = Source(topic, partition, record.offset())
+                try:
+                    rows.append(self._decoder(record, source, out))
+                except RecordError as error:
+                    self._reject(Row(record, source, None, "", "", 0.0, out), error)
+        return rows
+
+    def _validate(self, rows: list[Row]) -> list[Row]:
+        """Numbers must be finite, or NaN where the field may be missing."""
+        blocks, errors = by_halves(lambda part: self._schema.numbers([row.event for row in part]), rows)
+        rows = self._without(rows, Stage.VALIDATE, errors)
+        return self._without(rows, Stage.VALIDATE, self._finite.errors(np.concatenate(blocks))) if rows else rows
+
+    def _features(self, rows: list[Row]) -> tuple[list[Row], Matrix]:
+        """The model's inputs, shape (rows, features), by the code that computed them for training."""
+        features = self._champion.model.features
+        blocks, errors = by_halves(lambda part: features.matrix([row.event for row in part]), rows)
+        matrix = np.concatenate(blocks) if blocks else np.empty((0, len(features.names)), dtype=np.float32)
+        return self._without(rows, Stage.FEATURES, errors), matrix
+
+    def _score(self, rows: list[Row], matrix: Matrix) -> tuple[list[Row], Matrix, Scores]:
+        """One call of the champion for all rows; where it raises, halves of them, until the rows that fail are alone."""
+        if not rows:
+            return rows, matrix, np.empty(0)
+        started = time.perf_counter()
+        blocks, errors = by_halves(lambda part: self._champion.score(matrix[part[0] : part[-1] + 1]), range(len(rows)))
+        self._telemetry.predict.observe(time.perf_counter() - started)
+        self._telemetry.batch_size.observe(len(rows))
+        if not blocks:
+            self._champion.require_sound(errors[0])
+            return self._without(rows, Stage.SCORE, errors), matrix[:0], np.empty(0)
+        return self._without(rows, Stage.SCORE, errors), np.delete(matrix, list(errors), axis=0), np.concatenate(blocks)
+
+    def _decide(self, scores: Scores) -> list[Decision]:
+        """By the thresholds of the champion's arm."""
+        limits = self._champion.arm.thresholds
+        review, block = limits.review, limits.block
+        return [
+            Decision.BLOCK if score >= block else Decision.REVIEW if score >= review else Decision.ALLOW
+            for score in scores.tolist()
+        ]
+
+    def _predict(self, rows: Sequence[Row], scores: Scores, decisions: Sequence[Decision]) -> None:
+        """One prediction a row."""
+        now, champion, topic = self._clock(), self._champion, self._topics.predictions
+        for row, score, decision in zip(rows, scores.tolist(), decisions, strict=True):
+            prediction = Prediction(
+                row.id,
+                row.entity,
+                row.time,
+                now,
+                champion.name,
+                champion.version,
+                champion.arm.name,
+                champion.arm.share,
+                score,
+                decision,
+                champion.thresholds[decision],
+                champion.revision,
+                row.source,
+            )
+            row.outputs.append(Output(topic, row.record.key(), self._encode(prediction), self._headers))
+        if rows:
+            self._telemetry.latency.observe(now - np.array([row.record.timestamp()[1] for row in rows]) / 1e3)
+        for decision, count in Counter(decisions).items():
+            labels = (champion.name, str(champion.version), champion.arm.name, decision.value)
+            self._telemetry.predictions.labels(*labels).inc(count)
+
+    def _alert(self, rows: Sequence[Row], matrix: Matrix, scores: Scores, decisions: Sequence[Decision]) -> None:
+        """An alert for each row that is reviewed or blocked, with the inputs that moved its score most."""
+        alerted = [i for i, decision in enumerate(decisions) if decision is not Decision.ALLOW]
+        if not alerted:
+            return
+        now, champion = self._clock(), self._champion
+        reasons = self._explainer.reasons([rows[i].event for i in alerted], matrix[alerted], scores[alerted])
+        for i, why in zip(alerted, reasons, strict=True):
+            row, score, decision = rows[i], float(scores[i]), decisions[i]
+            urgency = severity(decision, score, champion.arm.thresholds.block)
+            alert = Alert(
+                event_id=row.id,
+                entity=row.entity,
+                event_time=row.time,
+                scored_at=now,
+                model=champion.name,
+                version=champion.version,
+                arm=champion.arm.name,
+                score=score,
+                decision=decision,
+                threshold=champion.thresholds[decision],
+                severity=urgency,
+                reasons=why,
+                fields=self._explainer.fields(row.event),
+                route_revision=champion.revision,
+                source=row.source,
+            )
+            value = self._encode(alert)
+            if len(value) > self._largest_alert:
+                value = self._encode(msgspec.structs.replace(alert, fields={}))
+            row.outputs.append(Output(self._topics.alerts, row.record.key(), value, self._headers))
+            self._telemetry.alerts.labels(urgency.value).inc()
+
+    def _without(self, rows: list[Row], stage: Stage, errors: Mapping[int, Exception]) -> list[Row]:
+        """The rows that did not fail; the others become dead letters."""
+        if not errors:
+            return rows
+        for i, error in errors.items():
+            self._reject(rows[i], error if isinstance(error, RecordError) else _record_error(stage, error))
+        return [row for i, row in enumerate(rows) if i not in errors]
+
+    def _reject(self, row: Row, error: RecordError) -> None:
+        row.outputs.append(self._dead_letter(row.record, row.source, error))
+        self._telemetry.dead_letters.labels(error.stage.value).inc()
+
+
+def _record_error(stage: Stage, error: Exception) -> RecordError:
+    """Say that a row failed alone. The text of a foreign error may hold the event's values: only its kind is told."""
+    what = {Stage.VALIDATE: "its numbers cannot be read", Stage.FEATURES: "its features cannot be computed"}
+    reason = what.get(stage, "the model fails on it, and on it alone")
+    wrapped = RecordError(stage, f"The event cannot be scored: {reason} ({type(error).__name__}).")
+    wrapped.__cause__ = error
+    return wrapped

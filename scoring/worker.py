@@ -1,0 +1,128 @@
+"""A worker: a warm model, then a Faust app whose agent puts chunks through the pipeline."""
+
+import asyncio
+import logging
+import os
+import socket
+import tempfile
+import time
+
+import faust
+from faust.types import StreamT
+
+from ecluse import cluster, kafka
+from ecluse.errors import ModelNotFound
+from ecluse.settings import Settings
+from ecluse.telemetry import Telemetry
+from ecluse.transport.driver import ChunkApp, make_app
+from ecluse.transport.ledger import Chunk
+from ecluse.transport.owner import OwnerConfig
+from scoring.champion import Champion, load_champion
+from scoring.health import Health, HealthServer
+from scoring.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+#: How often a worker without a champion looks for one, in seconds.
+LOOK_FOR_CHAMPION = 1.0
+
+
+def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
+    """Score the stream until SIGTERM or SIGINT. Does not return: the process exits, with 1 where the worker cannot go on.
+
+    Args:
+        settings: the stream's.
+        start: where to begin in partitions in which the group has no offset yet.
+
+    Raises:
+        BrokerUnreachable: no broker answered.
+        TopicsWrong: the topics are not as the stream needs them.
+        ModelRefused: the champion's artefact must not be served.
+    """
+    cluster.require_topics(settings)
+    if start is not None:
+        cluster.seed_offsets(settings, start)
+    telemetry, health = Telemetry(), Health(settings.worker.stuck_after_seconds)
+    with HealthServer(telemetry, health, settings.worker.metrics_host, settings.worker.metrics_port) as server:
+        logger.info("metrics and health at http://%s (/metrics, /health/live, /health/ready)", server.address)
+        champion = await_champion(settings)
+        telemetry.model_info.labels(champion.name, str(champion.version), champion.sha256).set(1)
+        telemetry.model_load.set(champion.load_seconds)
+        health.warm = True
+        with tempfile.TemporaryDirectory(prefix="ecluse-worker-") as datadir:
+            app = worker_app(settings, Pipeline(settings, champion, worker_name(), telemetry), health, datadir)
+            faust.Worker(
+                app, loglevel="WARN", override_logging=False, redirect_stdouts=False
+            ).execute_from_commandline()
+
+
+def await_champion(settings: Settings) -> Champion:
+    """The champion, loaded and warm; waits outside the group until there is one.
+
+    Raises:
+        ModelRefused: the champion's artefact must not be served.
+    """
+    told = ""
+    while True:
+        try:
+            return load_champion(settings)
+        except ModelNotFound as error:
+            if str(error) != told:
+                told = str(error)
+                logger.warning("%s The worker waits outside the group.", told)
+            time.sleep(LOOK_FOR_CHAMPION)
+
+
+def worker_app(settings: Settings, pipeline: Pipeline, health: Health, datadir: str) -> ChunkApp:
+    """The Faust app of a worker: one agent, which puts every chunk through the pipeline."""
+    session = settings.worker.session_timeout_seconds
+    group = {
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": int(session * 1e3),
+        "heartbeat.interval.ms": min(500, int(session * 1e3 / 3)),  # a partition that moves waits for heartbeats
+        "max.poll.interval.ms": max(600_000, int(session * 1e3)),
+        "queued.min.messages": 100_000,
+        "queued.max.messages.kbytes": 64 * 1024,
+    }
+    config = OwnerConfig(
+        topics=[settings.names.events],
+        consumer=kafka.consumer_config(settings, settings.group) | group,
+        producer=kafka.producer_config(settings),
+        commit_interval=settings.worker.commit_interval_seconds,
+    )
+    app = make_app(settings.group, config, watchdog_seconds=2 * session, datadir=datadir)
+
+    @app.agent(app.topic(settings.names.events))
+    async def score(stream: StreamT[list[Chunk]]) -> None:
+        health.progress = app.owner.progress
+        async for chunks in stream:
+            try:
+                score_chunks(app, pipeline, chunks)
+            except Exception as error:
+                # Faust would acknowledge what failed and go on. Uncommitted, it waits for the next worker.
+                logger.critical("scoring failed, the worker stops: %s", error)
+                await app.crash(error)
+                raise
+            await asyncio.sleep(0)
+
+    return app
+
+
+def score_chunks(app: ChunkApp, pipeline: Pipeline, chunks: list[Chunk]) -> None:
+    """Score the chunks whose partitions are still ours, and give all of them back."""
+    owner = app.owner
+    live = [chunk for chunk in chunks if owner.live(chunk)]
+    started = time.perf_counter()
+    records = sum(len(chunk.records) for chunk in live)
+    outputs = pipeline(live)
+    owner.pace(time.perf_counter() - started, records)
+    for chunk, output in zip(live, outputs, strict=True):
+        owner.done(chunk, output)
+    for chunk in chunks:
+        if chunk.outputs is None:
+            owner.done(chunk, ())
+
+
+def worker_name() -> str:
+    """This process among all workers: host and pid."""
+    return f"{socket.gethostname()}-{os.getpid()}"

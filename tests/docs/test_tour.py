@@ -109,7 +109,7 @@ def test_the_tour_and_both_clients_work_as_they_are_written(
         ]
         publish, audit, *rest = without_the_broker(after)
         run(publish)
-        assert open_terminals[1].wait_for(" ").strip()
+        open_terminals[1].wait_for("usual")  # an alert, with a reason
         Retrying(stop=stop_after_delay(PATIENCE), wait=wait_fixed(0.5), reraise=True)(run, audit)
         run("python producer.py")
         reading = stack.enter_context(terminal(["python", "consumer.py"], tmp_path, environment))

@@ -6,7 +6,14 @@ import sys
 import typer
 from confluent_kafka import KafkaException
 
+from console import broker_command, config, dlq, model, topics
+from console.alerts import alerts_command
+from console.audit import audit_command
+from console.doctor import doctor_command
+from console.init import init
 from console.output import fail
+from console.worker import worker_command
+from console.publish import publish
 from ecluse import __version__
 from ecluse.errors import EcluseError
 
@@ -17,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(publish)
+app.command()(init)
 
 
 def _version(wanted: bool) -> None:
@@ -30,6 +39,19 @@ def _main(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),  # noqa: ARG001
 ) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("faust", "mode"):  # what they say at INFO is about themselves
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+app.add_typer(broker_command.app, name="broker")
+app.add_typer(topics.app, name="topics")
+app.add_typer(config.app, name="config")
+app.add_typer(model.app, name="model")
+app.command("worker")(worker_command)
+app.command("alerts")(alerts_command)
+app.add_typer(dlq.app, name="dlq")
+app.command("audit")(audit_command)
+app.command("doctor")(doctor_command)
 
 
 def run() -> None:

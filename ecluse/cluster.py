@@ -4,7 +4,7 @@ from contextlib import closing
 from typing import Literal
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec
+from confluent_kafka.admin import ConfigResource, NewTopic
 
 from ecluse import kafka
 from ecluse.contract.topics import TopicSpec
@@ -113,12 +113,11 @@ def committed_offsets(settings: Settings) -> dict[int, int | None]:
 
 def end_offsets(settings: Settings, topic: str, where: Where = "latest") -> dict[int, int]:
     """The offset after the last committed record of each partition (`latest`), or the first one held (`earliest`)."""
-    client = kafka.admin(settings)
-    spec = OffsetSpec.latest() if where == "latest" else OffsetSpec.earliest()
-    count = kafka.partition_counts(settings)[topic]
-    request = {TopicPartition(topic, partition): spec for partition in range(count)}
-    futures = client.list_offsets(request, request_timeout=kafka.PATIENCE)
-    return {place.partition: future.result().offset for place, future in futures.items()}
+    # A consumer asks, not the admin client, whose answer counts what is not committed.
+    with kafka.reader(settings) as consumer:
+        count = kafka.partition_counts(settings)[topic]
+        held = {partition: kafka.watermarks(consumer, topic, partition) for partition in range(count)}
+    return {partition: low if where == "earliest" else high for partition, (low, high) in held.items()}
 
 
 def seed_offsets(settings: Settings, where: Where) -> list[int]:

@@ -101,16 +101,19 @@ def partition_counts(settings: Settings) -> dict[str, int]:
 
 
 def once_coordinated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call, and call again while the group's coordinator is being found or loads (a broker that has just started).
+    """Call, and call again while a group's coordinator or a partition's leader is on its way (a broker or a topic that
+    has only just come).
 
     Raises:
-        KafkaException: another error, or the coordinator was not there within `PATIENCE`.
+        KafkaException: another error, or it was not there within `PATIENCE`.
     """
     coming = {
         KafkaError.NOT_COORDINATOR,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError._WAIT_COORD,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
     }
     retrying = Retrying(
         stop=stop_after_delay(PATIENCE),
@@ -123,5 +126,5 @@ def once_coordinated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """The first offset that a partition still holds, and the one after its last committed record."""
-    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=PATIENCE)
+    low, high = once_coordinated(consumer.get_watermark_offsets, TopicPartition(topic, partition), timeout=PATIENCE)
     return low, high

@@ -7,6 +7,7 @@ are refused by name.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,7 +154,8 @@ class ModelSettings(_Section):
     positive: str | None = None
     """The label's value that means 1, where it is neither 0/1 nor true/false."""
     features: tuple[str, ...] | None = None
-    """The fields that the model may see; every usable declared field where not set."""
+    """What the model sees: a field, or what is made of one (``amount.log1p``, ``time.hour``, ``time.weekday``); every usable
+    declared field where not set."""
     script: str = "default"
     """``FILE.py:FUNCTION``, the data scientists' `train(frame, features) -> estimator`; `default` is gradient boosting."""
     holdout: float = setting(0.2, gt=0.0, lt=0.9)
@@ -172,7 +174,7 @@ class ThresholdSettings(_Section):
     cost_missed: float = setting(100.0, gt=0)
     """Cost: of a case let through."""
     cost_review: float = setting(5.0, gt=0)
-    """Cost: of a review of a legitimate event."""
+    """Cost: of a review, whatever it finds."""
     cost_block: float = setting(50.0, gt=0)
     """Cost: of blocking a legitimate event."""
 
@@ -324,10 +326,15 @@ def _kafka_environment() -> dict[str, str]:
 
 def _sentence(path: Path, problem: Mapping[str, Any]) -> str:
     """One problem that pydantic found, in words."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: there is no setting '{key}'."
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    names = [_ENV_PREFIX + "__".join(place[:2]).upper(), f"KAFKA_{place[-1].upper()}" if place[:1] == ["kafka"] else ""]
+    where = next((name for name in names if name in os.environ), path)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where}: there is no setting '{key}'."
     if problem["type"] == "missing":
         return f"{path}: the setting '{key}' is missing."
-    reason = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
-    return f"{path}: {f'{key}: ' if key else ''}{reason[:1].lower()}{reason[1:]}."
+    reason = str(problem["msg"]).removeprefix("Value error, ").rstrip(".").replace("Input should be", "it must be")
+    reason = re.sub(r"a (valid )?dictionary( or (an )?instance of \w+)?", "a table of settings", reason)
+    reason = re.sub(r"a valid (\w+)(, unable to parse string as an? \w+)?$", r"of type \1", reason)
+    return f"{where}: {f'{key}: ' if key else ''}{reason[:1].lower()}{reason[1:]}."

@@ -12,7 +12,7 @@ from skl2onnx.common.data_types import FloatTensorType  # type: ignore[import-un
 from skl2onnx.operator_converters import random_forest  # type: ignore[import-untyped]
 
 from ecluse.errors import ModelRefused
-from ecluse.model.runtime import session
+from ecluse.model import runtime
 from retrain.script import probabilities
 
 #: How far the ONNX's probability of a row may lie from the estimator's.
@@ -70,10 +70,7 @@ def compare(estimator: Any, onnx: bytes, rows: NDArray[np.float32]) -> tuple[NDA
     Raises:
         ModelRefused: the difference is larger than `TOLERANCE`, or the ONNX cannot be run.
     """
-    loaded = session(onnx, rows.shape[1])
-    output = loaded.get_outputs()[-1].name
-    (both,) = loaded.run([output], {loaded.get_inputs()[0].name: rows})
-    scores = np.asarray(both)[:, 1].astype(np.float64)
+    scores = runtime.probabilities(runtime.session(onnx, rows.shape[1]), rows)
     difference = float(np.max(np.abs(scores - probabilities(estimator, rows))))
     if not difference <= TOLERANCE:
         raise ModelRefused(

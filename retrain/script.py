@@ -92,8 +92,8 @@ def run_script(script: Script, frame: pl.DataFrame, features: Sequence[str]) -> 
         scores = probabilities(estimator, frame.head(_PROBE_ROWS).select(features).to_numpy())
     except Exception as error:  # an estimator may raise anything
         raise ModelRefused(f"{refuse}, whose predict_proba fails on the training rows: {_line(error)}.") from error
-    classes = [float(c) for c in getattr(estimator, "classes_", (0, 1))]
-    if classes != [0.0, 1.0] or not np.isfinite(scores).all() or scores.min() < 0 or scores.max() > 1:
+    classes = np.asarray(getattr(estimator, "classes_", (0, 1))).tolist()
+    if classes != [0, 1] or not np.isfinite(scores).all() or scores.min() < 0 or scores.max() > 1:
         raise ModelRefused(f"{refuse}, whose predict_proba gives no probabilities of the classes 0 and 1.")
     return estimator
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from ecluse import kafka
 from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, Reader, encoder
@@ -18,6 +19,10 @@ log = logging.getLogger(__name__)
 
 #: How long reading the topic, or a writer's turn, may take, in seconds.
 _DEADLINE = 60.0
+#: A client that was fenced calls it fatal on stderr; here it is another writer's turn, and errors reach us by the calls.
+_client_log = logging.getLogger(f"{__name__}.client")
+_client_log.addHandler(logging.NullHandler())
+_client_log.propagate = False
 _FENCED = frozenset({KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED})
 
 _release = Reader(Release)
@@ -117,14 +122,18 @@ def announce(settings: Settings, release: Release, route: Route) -> int:
         ModelRefused: the version is released already, with another artefact.
         DeliveryError: the broker did not take the records in time.
     """
-    deadline = time.monotonic() + _DEADLINE
-    while True:
-        try:
-            return _turn(settings, release, route)
-        except KafkaException as error:
-            if error.args[0].code() not in _FENCED or time.monotonic() > deadline:
-                raise DeliveryError(settings.names.models, error.args[0].str()) from error
-            log.info("Another writer took its turn on %s; trying again.", settings.names.models)
+    retrying = Retrying(
+        stop=stop_after_delay(_DEADLINE),
+        # Writers that come back at once would fence each other for ever.
+        wait=wait_random_exponential(multiplier=0.5, max=5.0),
+        retry=retry_if_exception(lambda error: isinstance(error, KafkaException) and error.args[0].code() in _FENCED),
+        before_sleep=lambda _: log.info("Another writer took its turn on %s; trying again.", settings.names.models),
+        reraise=True,
+    )
+    try:
+        return retrying(_turn, settings, release, route)
+    except KafkaException as error:
+        raise DeliveryError(settings.names.models, error.args[0].str()) from error
 
 
 def _turn(settings: Settings, release: Release, route: Route) -> int:
@@ -132,6 +141,7 @@ def _turn(settings: Settings, release: Release, route: Route) -> int:
         "transactional.id": f"{settings.names.prefix}route",
         "transaction.timeout.ms": 10_000,
         "message.timeout.ms": 10_000,
+        "logger": _client_log,
     }
     producer = Producer(config)
     producer.init_transactions(kafka.PATIENCE)

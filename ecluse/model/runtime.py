@@ -29,15 +29,15 @@ class Model:
         self.name = manifest.name
         self.version = manifest.version
         self.features = FeatureSet(manifest.features, schema)
+        if unknown := [name for name in self.features.names if name not in manifest.reference]:
+            raise ModelRefused(f"The manifest of {self.name} has no reference histogram of {', '.join(unknown)}.")
         self.usual = np.array([manifest.reference[name].median for name in self.features.names], dtype=np.float32)
         self._session = session(onnx, len(self.features.names))
-        self._input: str = self._session.get_inputs()[0].name
-        self._output: str = self._session.get_outputs()[-1].name
 
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """The probability of class 1 for rows of features, (n, features) to (n,)."""
-        (probabilities,) = self._session.run([self._output], {self._input: matrix})
-        return np.asarray(probabilities)[:, 1].astype(np.float64)
+        # float32 sums of a forest's votes may end a rounding error above 1.
+        return np.clip(probabilities(self._session, matrix), 0.0, 1.0)
 
     def warm(self) -> None:
         """Run the model once in each of the usual sizes, so that the first event waits for nothing.
@@ -47,13 +47,19 @@ class Model:
         """
         for rows in _WARM_ROWS:
             try:
-                scores = self.score(np.tile(self.usual, (rows, 1)))
+                scores = probabilities(self._session, np.tile(self.usual, (rows, 1)))
             except Exception as error:  # whatever ONNX Runtime raises: it has no common base
                 raise ModelRefused(
                     f"Model {self.name} version {self.version} fails on usual values: {error}"
                 ) from error
-            if scores.shape != (rows,) or not ((scores >= 0) & (scores <= 1)).all():
+            if scores.shape != (rows,) or not (np.abs(scores - 0.5) <= 0.5 + 1e-5).all():
                 raise ModelRefused(f"Model {self.name} version {self.version} gives no probabilities on usual values.")
+
+
+def probabilities(loaded: Any, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a session that `session` made says of class 1, (n, features) to (n,)."""
+    (both,) = loaded.run([loaded.get_outputs()[-1].name], {loaded.get_inputs()[0].name: matrix})
+    return np.asarray(both)[:, 1].astype(np.float64)
 
 
 def session(onnx: bytes, features: int) -> Any:

@@ -39,4 +39,7 @@ class Reader(Generic[T]):
         """
         if not value:
             raise msgspec.DecodeError("the value is empty")
-        return self._json.decode(value) if looks_like_json(value) else self._msgpack.decode(value)
+        try:
+            return self._json.decode(value) if looks_like_json(value) else self._msgpack.decode(value)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from error

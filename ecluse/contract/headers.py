@@ -79,9 +79,9 @@ def _unwrap(value: bytes | None) -> Envelope:
     try:
         event = _structured.decode(value or b"")
         data = base64.b64decode(event.data_base64, validate=True) if event.data_base64 else bytes(event.data)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RecordError(Stage.DECODE, f"The value is no CloudEvent in structured mode: {error}.") from error
-    return Envelope(id=event.id, time=seconds(event.time), json=None if event.data_base64 else True, value=data)
+    return Envelope(id=event.id or None, time=seconds(event.time), json=None if event.data_base64 else True, value=data)
 
 
 def cloud_event_headers(
@@ -118,7 +118,7 @@ def dead_letter_headers(
     }
     return [
         *((name, content) for name, content in original or () if not name.startswith(ERROR_PREFIX)),
-        *((ERROR_PREFIX + name, text.encode()) for name, text in errors.items()),
+        *((ERROR_PREFIX + name, text.encode(errors="replace")) for name, text in errors.items()),
     ]
 
 

@@ -5,9 +5,25 @@ consumer written today reads tomorrow's records. Times are seconds since 1970-01
 """
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
+
+#: Types that carry their description into the published schemas.
+EventId = Annotated[str, Meta(description="The producer's own id of the event, else topic-partition-offset.")]
+Entity = Annotated[
+    str, Meta(description="What the event is about (card, customer): the record key; without one, its id.")
+]
+Moment = Annotated[float, Meta(description="Seconds since 1970-01-01 UTC.")]
+ModelName = Annotated[str, Meta(description="The model's name.")]
+Version = Annotated[int, Meta(description="The model's version: whole numbers that only grow.")]
+ArmName = Annotated[str, Meta(description="The arm of the route that took the event.")]
+Score = Annotated[float, Meta(description="The model's probability that the event is positive, 0 to 1.")]
+Threshold = Annotated[
+    float, Meta(description="The threshold on which the decision turned, on the model's scale of scores.")
+]
+Revision = Annotated[int, Meta(description="The route in force: its offset on the models topic.")]
 
 
 class Decision(StrEnum):
@@ -42,18 +58,18 @@ class Prediction(msgspec.Struct, gc=False):
     `route_revision` is the offset of the route on the models topic.
     """
 
-    event_id: str
-    entity: str
-    event_time: float
-    scored_at: float
-    model: str
-    version: int
-    arm: str
+    event_id: EventId
+    entity: Entity
+    event_time: Moment
+    scored_at: Moment
+    model: ModelName
+    version: Version
+    arm: ArmName
     propensity: float
-    score: float | None
+    score: Score | None
     decision: Decision
-    threshold: float
-    route_revision: int
+    threshold: Threshold
+    route_revision: Revision
     source: Source
 
 
@@ -73,20 +89,20 @@ class Reason(msgspec.Struct, gc=False):
 class Alert(msgspec.Struct, gc=False):
     """An event that a person should look at, with why. `fields` holds the event's fields that people may see."""
 
-    event_id: str
-    entity: str
-    event_time: float
-    scored_at: float
-    model: str
-    version: int
-    arm: str
-    score: float
+    event_id: EventId
+    entity: Entity
+    event_time: Moment
+    scored_at: Moment
+    model: ModelName
+    version: Version
+    arm: ArmName
+    score: Score
     decision: Decision
-    threshold: float
+    threshold: Threshold
     severity: Severity
     reasons: list[Reason] | Literal["skipped"]
     fields: dict[str, Any]
-    route_revision: int
+    route_revision: Revision
     source: Source
 
 
@@ -106,7 +122,7 @@ class Arm(msgspec.Struct, frozen=True):
     """A model version that takes part of the traffic, with thresholds on its own scale of scores."""
 
     name: str
-    version: int
+    version: Version
     thresholds: Thresholds
     share: float = 1.0
 
@@ -115,8 +131,8 @@ class Release(msgspec.Struct, frozen=True):
     """A published version of a model. Key on the models topic: ``release/<name>/<version>``."""
 
     name: str
-    version: int
-    created_at: float
+    version: Version
+    created_at: Moment
     manifest_sha256: str
     size_bytes: int
 
@@ -131,7 +147,7 @@ class Route(msgspec.Struct, frozen=True):
 
     name: str
     arms: tuple[Arm, ...]
-    created_at: float
+    created_at: Moment
 
     @property
     def key(self) -> str:

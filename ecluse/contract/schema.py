@@ -45,10 +45,10 @@ class Field:
     required: bool = True
 
 
-#: Bounds cost nothing in msgspec's decoder and refuse NaN and infinity, which msgpack can carry. Times end with the year 9999.
+#: Bounds cost nothing in msgspec's decoder and refuse NaN and infinity, which msgpack can carry. Times go from year 1 to 9999.
 _Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Epoch = Annotated[float, msgspec.Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
+_Epoch = Annotated[float, msgspec.Meta(ge=-62_135_596_800, le=253_402_300_799_999)]
 #: Types whose values are numbers to a model.
 NUMERIC = frozenset({FieldType.NUMBER, FieldType.INTEGER, FieldType.BOOLEAN})
 

@@ -79,7 +79,10 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
     yield from _role("id_field", found.id, "the id of an event", "an event's id is its place: topic-partition-offset")
     yield from _role("time_field", found.time, "the time of an event", "an event's time is that of its Kafka record")
     yield from _role(
-        "key_field", found.key, "the record key: the entity within which order holds", "events have no key: no order"
+        "key_field",
+        found.key,
+        "what events are about (a card, a customer)",
+        "events have no key, and no order among them",
     )
     if found.time is not None:
         yield "# The rows of a file happened in the past, so windows and delays go by the event's own time."
@@ -108,13 +111,17 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
     yield f"label = {_quoted(found.label)}"
     if found.positive is not None:
         yield f"positive = {_quoted(found.positive)}"
-    yield "# The inputs of the model: every field above but id, time and key, unless you list some here."
-    yield "# features = []"
+    inputs = [column.name for column in found.fields if column.use == "field"][:2]
+    made = [f"{found.time}.hour"] if found.time else []
+    yield "# The inputs of the model: every field above but id and time, unless you list some here. What is made of a field"
+    yield "# has its name and a dot: .log1p of a number, .hour and .weekday of a time."
+    yield f"# features = [{', '.join(map(_quoted, inputs + made))}]"
     yield ""
     yield "[thresholds]"
-    yield "# The share of events that may raise an alert, and the share that may be blocked."
-    yield "alert_budget = 0.005"
-    yield "block_budget = 0.001"
+    alerts, blocks = _budgets(found)
+    yield "# The share of events that may raise an alert, and the share that may be blocked: yours to set."
+    yield f"alert_budget = {alerts}"
+    yield f"block_budget = {blocks}"
     yield ""
     yield "[kafka]"
     yield "# KAFKA_BOOTSTRAP_SERVERS in the environment stands over this."
@@ -138,6 +145,13 @@ def _label_note(found: "Inferred") -> str:
     meaning = "" if found.positive is None else f": {_quoted(found.positive)} counts as 1, the other value as 0"
     unlabelled = f"; {found.unlabelled:,} rows have no label" if found.unlabelled else ""
     return f"{share}{meaning}{unlabelled}"
+
+
+def _budgets(found: "Inferred") -> tuple[float, float]:
+    """0.5% and 0.1% where positives are rare; where they are common, as many alerts as positives, one in five blocked."""
+    share = found.positives / found.rows
+    alerts = 0.005 if share < 0.02 else min(round(share, 2), 0.5)
+    return alerts, round(alerts / 5, 4)
 
 
 def _quoted(text: str) -> str:

@@ -36,7 +36,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 _LABELS = _words(
     "label target class y fraud isfraud fraudulent churn churned default defaulted outcome response attack anomaly spam "
-    "converted clicked subscribed survived bad default_payment chargeback"
+    "converted clicked subscribed survived bad default_payment chargeback "
+    "risk truth exited attrition failure failed cancelled dropout readmitted conversion conversions"
 )
 _TRUE = _words("yes y true t + positive pos fraud fraudulent bad default churn churned attack anomaly spam")
 _FALSE = _words("no n false f 0 0.0 -1 -1.0 - negative neg good ok legit legitimate genuine normal benign ham none")

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,23 @@ def look(path: Path) -> Look:
     rows = counted["rows"]
     if rows == 0:
         raise DataError(f"{path} has no rows.")
-    facts = tuple(
-        Facts(
-            name,
-            word(name),
-            dtype,
-            counted[f"blanks{i}"],
-            counted.get(f"distinct{i}", 0),
-            counted.get(f"low{i}"),
-            counted.get(f"high{i}"),
-        )
-        for i, (name, dtype) in enumerate(schema.items())
-    )
-    wanted = max(1, min(_SAMPLE_ROWS, _SAMPLE_CELLS // len(facts)))
+    wanted = max(1, min(_SAMPLE_ROWS, _SAMPLE_CELLS // len(schema)))
     sampled = frame
     if rows > wanted:
         keep = pl.col("row").hash(_SEED) % 10_000 < 10_000 * wanted // rows
         sampled = frame.with_row_index("row").filter(keep).drop("row")
     flat = [f"c{i}" for i, dtype in enumerate(schema.dtypes()) if not dtype.is_nested()]
-    return Look(path, rows, facts, frame, tables.collect(sampled.select(flat), path))
+    sample = tables.collect(sampled.select(flat), path)
+    if rows == sample.height:  # the whole file: what was approximate can be exact
+        counted |= {f"distinct{place[1:]}": sample[place].drop_nulls().n_unique() for place in flat}
+    return Look(
+        path, rows, tuple(_facts(i, *column, counted) for i, column in enumerate(schema.items())), frame, sample
+    )
+
+
+def _facts(i: int, name: str, dtype: pl.DataType, counted: Mapping[str, Any]) -> Facts:
+    distinct, low, high = (counted.get(f"{what}{i}") for what in ("distinct", "low", "high"))
+    return Facts(name, word(name), dtype, counted[f"blanks{i}"], distinct or 0, low, high)
 
 
 def word(name: str) -> str:

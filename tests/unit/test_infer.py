@@ -229,6 +229,14 @@ def test_the_positive_value_is_the_obvious_one_else_the_rarer(
     assert found.unlabelled == 10 * values.count(None)
 
 
+def test_alerts_are_budgeted_by_how_common_positives_are(tmp_path: Path) -> None:
+    for share, alerts, blocks in ((0.005, 0.005, 0.001), (0.2, 0.2, 0.04), (0.9, 0.5, 0.1)):
+        truth = np.arange(1_000) < 1_000 * share
+        pl.DataFrame({"x": noisy(truth), "label": truth}).write_parquet(tmp_path / "a.parquet")
+        _, settings = configure(tmp_path / "a.parquet")
+        assert (settings.thresholds.alert_budget, settings.thresholds.block_budget) == (alerts, blocks)
+
+
 def test_the_flags_stand_over_what_would_be_inferred(tmp_path: Path) -> None:
     rows = 200
     pl.DataFrame(

@@ -26,6 +26,8 @@ from ecluse.transport.ledger import Chunk
 from ecluse.transport.owner import FINISH_SECONDS, Owner, OwnerConfig
 
 logger = logging.getLogger(__name__)
+#: Where the services below say that they start and stop: with Faust's own, which say the same.
+_services = logging.getLogger("faust.ecluse")
 
 #: Faust hands a message to a stream only if its generation is the current one; ours never changes.
 GENERATION = 1
@@ -46,6 +48,7 @@ class ChunkConsumer(Consumer):
     """Faust's view of the owning thread: starts it, passes its chunks on, joins it, and ends the process if it hangs."""
 
     app: "ChunkApp"
+    logger = _services
 
     async def on_start(self) -> None:
         """Make the owning thread; it starts when Faust subscribes."""
@@ -154,12 +157,16 @@ ChunkConsumer.__abstractmethods__ = frozenset()
 class NoProducer(base.Producer):
     """Faust's producer is never used: the owning thread has its own."""
 
+    logger = _services
+
     async def flush(self) -> None:
         """Nothing is ever in it."""
 
 
 class ChunkConductor(conductor.Conductor):
     """Hands messages to streams without decoding, and without a task for each."""
+
+    logger = _services
 
     def _build_handler(self, tp: TP, channels: Any) -> Any:
         del tp
@@ -194,6 +201,7 @@ class _SafeFlow(FlowControlEvent):
 class ChunkApp(faust.App):
     """A Faust app on this transport. It has no tables: our driver does not recover them."""
 
+    logger = _services
     owner_config: OwnerConfig
     watchdog_seconds: float
 

@@ -127,7 +127,7 @@ class Ledger:
     @property
     def to_commit(self) -> int | None:
         """The offset after the confirmed prefix, where the broker has not taken it yet."""
-        return self.committable if self.committable != self.committed else None
+        return self.committable if self.committable != self.committed else None  # None before the first is confirmed
 
     @property
     def oldest_unscored(self) -> float | None:

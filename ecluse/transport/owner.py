@@ -240,7 +240,8 @@ class Owner(threading.Thread):
         progress, ledgers = self.progress, self.ledgers.values()
         for ledger in ledgers:
             _, high = self._consumer.get_watermark_offsets(TopicPartition(*ledger.partition), cached=True)
-            if high >= 0 and (done := ledger.committable) is not None:
+            done = ledger.committed if ledger.committable is None else ledger.committable
+            if high >= 0 and done is not None:
                 progress.lag[ledger.partition] = max(0, high - done)
         progress.partitions = len(ledgers)
         progress.open_chunks = sum(map(len, ledgers))
@@ -257,11 +258,21 @@ class Owner(threading.Thread):
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         consumer.incremental_assign(places)
         self.ledgers |= {partition: Ledger(partition) for partition in map(partition_of, places)}
+        self._note_committed(places)
         self.progress.rebalances += 1
         self.progress.assigned = True
         logger.info("assigned partitions %s", sorted(place.partition for place in places))
         if not self._closing.is_set():
             self._tell_assigned(set(self.ledgers))
+
+    def _note_committed(self, places: list[TopicPartition]) -> None:
+        """Only for telling the lag of a partition from which nothing has come yet."""
+        try:
+            for place in self._consumer.committed(places, timeout=1.0):
+                if place.error is None and place.offset >= 0:
+                    self.ledgers[partition_of(place)].committed = place.offset
+        except KafkaException as error:
+            logger.info("the lag is not known before the first records: %s", error.args[0].str())
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         leaving = [self.ledgers[partition] for partition in map(partition_of, places) if partition in self.ledgers]

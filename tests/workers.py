@@ -1,0 +1,179 @@
+"""Real workers for tests: processes of the `ecluse worker` command, and a champion for them to score with."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+from confluent_kafka import Message, TopicPartition
+
+from console.audit import AuditReport, audit
+from ecluse import cluster, kafka
+from ecluse.contract.codecs import Reader
+from ecluse.settings import Settings
+from retrain.training import train_and_publish
+from tests.cli import config_file
+
+ECLUSE = Path(sys.executable).parent / "ecluse"
+DEADLINE = 60.0
+T = TypeVar("T")
+
+
+def wait_until(what: str, condition: Callable[[], bool], deadline: float = DEADLINE) -> None:
+    """Wait for a condition, or fail by its name."""
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {deadline:.0f} s"
+        time.sleep(0.05)
+
+
+def labelled_rows(rows: int = 4000, seed: int = 7) -> pl.DataFrame:
+    """Rows for the fields of `tests.conftest.FIELDS`, in which amount and the terminal's risk tell fraud."""
+    random = np.random.default_rng(seed)
+    amount = random.gamma(2.0, 40.0, rows).round(2)
+    risk = np.where(random.random(rows) < 0.1, random.random(rows), 0.0).round(3)
+    fraud = random.random(rows) < 1 / (1 + np.exp(-(amount - 260) / 20 - 6 * risk + 2))
+    return pl.DataFrame(
+        {
+            "transaction_id": [f"tx-{i}" for i in range(rows)],
+            "customer_id": [f"c-{i % 97}" for i in range(rows)],
+            "amount": amount,
+            "terminal_risk_30d": risk,
+            "night": (random.random(rows) < 0.2).astype(int),
+            "fraud": fraud.astype(int),
+        }
+    )
+
+
+def events(rows: int, seed: int = 11) -> list[dict[str, Any]]:
+    """Events of those rows, without the label."""
+    return labelled_rows(rows, seed).drop("fraud").to_dicts()
+
+
+def train_champion(settings: Settings, folder: Path) -> None:
+    """Train and release a champion for the stream."""
+    file = folder / "rows.parquet"
+    labelled_rows().write_parquet(file)
+    train_and_publish(settings, file)
+
+
+def send(settings: Settings, values: list[bytes], partition: int | None = None, key: bytes | None = b"c-1") -> None:
+    """Publish as a service that has never heard of us: a plain producer, no headers."""
+    producer = kafka.producer(settings)
+    place = {} if partition is None else {"partition": partition}
+    for i, value in enumerate(values):
+        producer.produce(
+            settings.names.events, value, key=key if partition is not None else f"c-{i % 97}".encode(), **place
+        )
+        if i % 10_000 == 0:
+            producer.poll(0)
+    assert producer.flush(DEADLINE) == 0
+
+
+def read_all(settings: Settings, topic: str) -> list[Message]:
+    """What a topic holds now, partition by partition."""
+    ends = cluster.end_offsets(settings, topic)
+    found: list[Message] = []
+    with kafka.reader(settings) as consumer:
+        consumer.assign([TopicPartition(topic, partition, 0) for partition, end in ends.items() if end])
+        missing = {partition for partition, end in ends.items() if end}
+        end_of_wait = time.monotonic() + DEADLINE
+        while missing:
+            assert time.monotonic() < end_of_wait, f"{topic} could not be read to its end"
+            for message in consumer.consume(5000, 0.1):
+                assert message.error() is None, message.error()
+                found.append(message)
+                if message.offset() + 1 >= ends[message.partition()]:
+                    missing.discard(message.partition())
+    return found
+
+
+def records(settings: Settings, topic: str, kind: type[T]) -> list[T]:
+    """A topic's records, decoded."""
+    reader = Reader(kind)
+    return [reader(message.value() or b"") for message in read_all(settings, topic)]
+
+
+def scored(settings: Settings, count: int) -> Callable[[], bool]:
+    """Whether the group has committed `count` events."""
+    return lambda: sum(offset or 0 for offset in cluster.committed_offsets(settings).values()) >= count
+
+
+def audited(settings: Settings) -> AuditReport:
+    """The audit of everything on the events topic."""
+    return audit(settings, everything=True)
+
+
+@dataclass
+class WorkerProcess:
+    """A worker, its log, and how to ask it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of one of its pages; 0 while it does not listen."""
+        address = next(
+            (line.split("http://")[1].split()[0] for line in self.text.splitlines() if "http://" in line), None
+        )
+        if address is None:
+            return 0, ""
+        try:
+            with closing(urllib.request.urlopen(f"http://{address}{path}", timeout=5)) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with closing(error):
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    @property
+    def text(self) -> str:
+        """What it has logged."""
+        return self.log.read_text()
+
+    def wait_ready(self) -> None:
+        """Wait until it has its partitions."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.text
+            return self.get("/health/ready")[0] == 200
+
+        wait_until("the worker is ready", ready)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(how)
+        return self.process.wait(DEADLINE)
+
+
+@contextmanager
+def worker(settings: Settings, *args: str, ready: bool = True) -> Iterator[WorkerProcess]:
+    """A running worker, which is killed at the end if it still runs."""
+    config = config_file(settings)
+    log = config.parent / f"worker-{time.monotonic_ns()}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([ECLUSE, "worker", "--config", str(config), *args], stdout=out, stderr=out)
+    running = WorkerProcess(process, log)
+    try:
+        if ready:
+            running.wait_ready()
+        yield running
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+
+
+def json_values(found: list[dict[str, Any]]) -> list[bytes]:
+    """Events as a service would write them."""
+    return [json.dumps(event).encode() for event in found]

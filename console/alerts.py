@@ -16,7 +16,7 @@ from ecluse.contract.records import Alert, Decision, Reason, Severity
 _SHOWN = 1_000
 _SHOWN_BEFORE_FOLLOWING = 10
 _TOP_REASONS = 3
-_STYLES = {Severity.MEDIUM: "yellow", Severity.HIGH: "red", Severity.CRITICAL: "bold white on red"}
+SEVERITYSEVERITY_STYLES = {Severity.MEDIUM: "yellow", Severity.HIGH: "red", Severity.CRITICAL: "bold white on red"}
 
 
 def alerts_command(
@@ -72,7 +72,7 @@ def _show(messages: Iterable[Message], json: bool) -> None:
 def line(alert: Alert) -> Text:
     """An alert in one line. Everything that a producer chose is made printable first."""
     text = Text(f"{clock_time(alert.event_time)}  ", style="")
-    text.append(f"{alert.severity.value.upper():<8}", style=_STYLES[alert.severity])
+    text.append(f"{alert.severity.value.upper():<8}", style=SEVERITYSEVERITY_STYLES[alert.severity])
     text.append(f"  {alert.decision.value:<6}", style="bold" if alert.decision is Decision.BLOCK else "")
     text.append(f"  {alert.score:.4f} ≥ {alert.threshold:.4f}  ")
     text.append(printable(alert.entity), style="bold cyan")
@@ -80,14 +80,16 @@ def line(alert: Alert) -> Text:
     if alert.reasons == "skipped":
         text.append("reasons skipped: too many alerts at once", style="dim")
     else:
-        text.append(", ".join(map(_reason, alert.reasons[:_TOP_REASONS])))
+        text.append(", ".join(map(reason_text, alert.reasons[:_TOP_REASONS])))
     if alert.fields:
         shown = (f"{printable(name)}={_value(value)}" for name, value in alert.fields.items())
         text.append("  | " + " ".join(shown), style="dim")
     return text
 
 
-def _reason(reason: Reason) -> str:
+def reason_text(reason: Reason) -> str:
+    """A reason in words: the feature, its value, its usual value, and how much it moved the score."""
+    """An input that raised the score: its value, the usual one, and by how much."""
     return f"{printable(reason.feature)} {_value(reason.value)} (usual {_value(reason.usual)}) {reason.effect:+.2f}"
 
 

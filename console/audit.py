@@ -284,7 +284,11 @@ _COLUMNS = ("events", "predictions", "dead_letters", "missing", "doubled", "wait
 
 def _print(report: AuditReport) -> None:
     rows: list[list[object]] = [
-        [row.partition, f"{row.first}-{row.end}", *(getattr(row, name) for name in _COLUMNS)]
+        [
+            row.partition,
+            f"{row.first}-{row.end - 1}" if row.end > row.first else "none",
+            *(getattr(row, name) for name in _COLUMNS),
+        ]
         for row in report.partitions
     ]
     rows.append(["all", "", *(getattr(report, name) for name in _COLUMNS)])

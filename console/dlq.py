@@ -71,9 +71,11 @@ def list_command(
         print_json({"dead_letters": [asdict(letter) for letter in letters], "by_stage": dict(stages)})
         return
     if letters:
+        prefix = settings.names.prefix
         columns = ("partition-offset", "when (UTC)", "stage", "error", "message", "source")
         rows = [
-            (x.place, clock_time(x.when), x.stage, x.error.rpartition(".")[2], x.message, x.source) for x in letters
+            (x.place, clock_time(x.when), x.stage, x.error.rpartition(".")[2], x.message, x.source.removeprefix(prefix))
+            for x in letters
         ]
         print_table(columns, rows)
         say("`ecluse dlq show PARTITION-OFFSET` shows one.")
@@ -97,7 +99,7 @@ def show(
     if json:
         print_json(shown)
         return
-    for name, value in shown.items():
+    for name, value in (shown | {"when": f"{clock_time(shown['when'])} UTC"}).items():
         if isinstance(value, dict):
             out.print(f"{name}:")
             for inner, content in value.items():
@@ -183,8 +185,8 @@ def _visible(settings: Settings, event: Mapping[str, Any]) -> dict[str, Any]:
             EventSchema({name: declared}).from_msgpack(msgspec.msgpack.encode({name: value}))
             fields[name] = value
         except (msgspec.ValidationError, RecordError):
-            size = f", {len(value)} characters" if isinstance(value, str) else ""
-            fields[name] = f"({type(value).__name__}{size}: not {declared.type.value})"
+            kind = f"text of {len(value)} characters" if isinstance(value, str) else type(value).__name__
+            fields[name] = f"({kind}, where {declared.type.value} was declared)"
     return fields
 
 

@@ -57,7 +57,8 @@ SinceOption = Annotated[
 def reader(settings: Settings) -> Consumer:
     """A consumer outside any group that also says where a partition ends; its user closes it."""
     config = kafka.consumer_config(settings, f"{settings.names.prefix}readers")
-    return Consumer(config | {"enable.partition.eof": True})
+    # What is fetched ahead bounds the memory of a command; librdkafka's default is 64 MB a consumer.
+    return Consumer(config | {"enable.partition.eof": True, "queued.max.messages.kbytes": 16 * 1024})
 
 
 def spans(settings: Settings, consumer: Consumer, topic: str, since: float | None = None) -> dict[int, Span]:

@@ -48,7 +48,11 @@ def produce(
     abort: bool = False,
 ) -> None:
     """Produce (partition, value, headers) and wait until the broker has them; in one transaction where it has an id."""
-    config: dict[str, object] = {"bootstrap.servers": settings.kafka.bootstrap_servers, "linger.ms": 5}
+    config: dict[str, object] = {
+        "bootstrap.servers": settings.kafka.bootstrap_servers,
+        "linger.ms": 5,
+        "queue.buffering.max.messages": 1_000_000,
+    }
     producer = Producer(config | ({"transactional.id": transactional_id} if transactional_id else {}))
     if transactional_id:
         producer.init_transactions(10)

@@ -16,7 +16,7 @@ from ecluse.contract.records import Alert, Decision, Reason, Severity
 _SHOWN = 1_000
 _SHOWN_BEFORE_FOLLOWING = 10
 _TOP_REASONS = 3
-SEVERITYSEVERITY_STYLES = {Severity.MEDIUM: "yellow", Severity.HIGH: "red", Severity.CRITICAL: "bold white on red"}
+SEVERITY_STYLES = {Severity.MEDIUM: "yellow", Severity.HIGH: "red", Severity.CRITICAL: "bold white on red"}
 
 
 def alerts_command(
@@ -72,7 +72,7 @@ def _show(messages: Iterable[Message], json: bool) -> None:
 def line(alert: Alert) -> Text:
     """An alert in one line. Everything that a producer chose is made printable first."""
     text = Text(f"{clock_time(alert.event_time)}  ", style="")
-    text.append(f"{alert.severity.value.upper():<8}", style=SEVERITYSEVERITY_STYLES[alert.severity])
+    text.append(f"{alert.severity.value.upper():<8}", style=SEVERITY_STYLES[alert.severity])
     text.append(f"  {alert.decision.value:<6}", style="bold" if alert.decision is Decision.BLOCK else "")
     text.append(f"  {alert.score:.4f} ≥ {alert.threshold:.4f}  ")
     text.append(printable(alert.entity), style="bold cyan")

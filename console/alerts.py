@@ -89,7 +89,6 @@ def line(alert: Alert) -> Text:
 
 def reason_text(reason: Reason) -> str:
     """A reason in words: the feature, its value, its usual value, and how much it moved the score."""
-    """An input that raised the score: its value, the usual one, and by how much."""
     return f"{printable(reason.feature)} {_value(reason.value)} (usual {_value(reason.usual)}) {reason.effect:+.2f}"
 
 

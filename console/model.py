@@ -50,7 +50,10 @@ def _print_summary(manifest: "Manifest", revision: int) -> None:
     from rich.table import Table
 
     metrics, training = manifest.metrics, manifest.training
-    alerts, blocked = metrics["alert_share"], metrics["block_share"]
+    alerts = metrics["alert_share"]
+    found = (
+        f"{metrics['precision_at_review']:.1%} of them right, {metrics['recall_at_review']:.1%} of the positives found"
+    )
     lines = {
         "model": f"{manifest.name}, version {manifest.version}, champion by route revision {revision}",
         "features": f"{len(manifest.features)}: {', '.join(feature.name for feature in manifest.features)}",
@@ -60,9 +63,8 @@ def _print_summary(manifest: "Manifest", revision: int) -> None:
         f"{_between(training['held_out_span'])}",
         "average precision": f"{metrics['average_precision']:.3f}",
         "ROC AUC": f"{metrics['roc_auc']:.3f}",
-        "review from": f"{manifest.thresholds.review:.4f} (alerts on {alerts:.3%} of events; "
-        f"{metrics['precision_at_review']:.1%} of them right, {metrics['recall_at_review']:.1%} of the positives found)",
-        "block from": f"{manifest.thresholds.block:.4f} ({blocked:.3%} of events)",
+        "review from": f"{manifest.thresholds.review:.4f} ({alerts:.3%} of events alert{f'; {found}' if alerts else ''})",
+        "block from": f"{manifest.thresholds.block:.4f} ({metrics['block_share']:.3%} of events)",
         "ONNX": f"differs from predict_proba by {manifest.onnx['max_difference']:.1e} at most",
         "script": f"{training['script']}, seed {training['seed']}",
     }

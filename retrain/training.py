@@ -148,7 +148,7 @@ def _manifest(settings: Settings, version: int, fitted: _Fitted, training: Rows,
             "held_out_span": later.span,
             "seed": SEED,
             "left_out": fitted.left_out,
-            "notes": training.notes,
+            "notes": (*training.notes, *_doubts(settings, fitted)),
         },
         onnx={"rows": float(len(later)), "max_difference": fitted.difference},
         libraries={"python": python_version()} | {name: installed(name) for name in _LIBRARIES},
@@ -157,8 +157,21 @@ def _manifest(settings: Settings, version: int, fitted: _Fitted, training: Rows,
     )
 
 
+def _doubts(settings: Settings, fitted: _Fitted) -> list[str]:
+    """What a person should know about the thresholds, a sentence each."""
+    if (fitted.scores >= fitted.thresholds.review).any():
+        return []
+    policy = settings.thresholds
+    if policy.policy == "cost":
+        return ["No alert is worth its cost on the held-out rows."]
+    return [
+        f"The {len(fitted.scores):,} held-out rows are too few for an alert budget of {policy.alert_budget:.2%}, or too many "
+        "of them share the highest score: none of them alerts. Give more rows, or a larger thresholds.alert_budget."
+    ]
+
+
 def measure(scores: NDArray[np.float64], labels: NDArray[np.int8], thresholds: Thresholds) -> dict[str, float]:
-    """What the scores are worth on rows with their truth, both shape (n,). Precision is 1 where nothing alerts."""
+    """What the scores are worth on rows with their truth, both shape (n,). Precision is 0 where nothing alerts."""
     alerts, positives = scores >= thresholds.review, labels == 1
     found = int((alerts & positives).sum())
     return {
@@ -166,7 +179,7 @@ def measure(scores: NDArray[np.float64], labels: NDArray[np.int8], thresholds: T
         "positives": float(positives.sum()),
         "average_precision": float(average_precision_score(labels, scores)),
         "roc_auc": float(roc_auc_score(labels, scores)),
-        "precision_at_review": found / int(alerts.sum()) if alerts.any() else 1.0,
+        "precision_at_review": found / max(int(alerts.sum()), 1),
         "recall_at_review": found / int(positives.sum()),
         "alert_share": float(alerts.mean()),
         "block_share": float((scores >= thresholds.block).mean()),

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from ecluse import kafka
@@ -63,7 +63,9 @@ def read_registry(settings: Settings) -> Registry:
     registry = Registry()
     config = kafka.consumer_config(settings, f"{settings.names.prefix}readers") | {"enable.partition.eof": True}
     with closing(Consumer(config)) as consumer:
-        consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        # Asked first, because an assignment to the beginning waits half a second where the leader is not known yet.
+        start, _ = kafka.watermarks(consumer, topic, 0)
+        consumer.assign([TopicPartition(topic, 0, start)])
         deadline = time.monotonic() + _DEADLINE
         while time.monotonic() < deadline:
             message = consumer.poll(0.5)

@@ -79,19 +79,29 @@ def test_training_releases_a_model_that_workers_can_load_and_makes_it_champion(
     assert scores[rows["fraud"].to_numpy() == 1].mean() > 10 * scores[rows["fraud"].to_numpy() == 0].mean()
 
 
-def test_the_next_training_has_the_next_version_even_in_an_empty_store(
-    stream: Settings, tmp_path: Path, make_settings: MakeSettings
-) -> None:
+def test_the_next_training_has_the_next_version_even_in_an_empty_store(stream: Settings, tmp_path: Path) -> None:
+    script = tmp_path / "own.py"
+    script.write_text(
+        "from sklearn.ensemble import RandomForestClassifier\n\n\ndef train(frame, features):\n"
+        "    return RandomForestClassifier(5).fit(frame.select(features).to_numpy(), frame['label'].to_numpy())\n"
+    )
     file = labelled(tmp_path)
-    first, revision = train_and_publish(stream, file)
-    moved = stream.model_copy(update={"model": stream.model.model_copy(update={"store": str(tmp_path / "other")})})
-    second, later = train_and_publish(moved, file)
+    here, there = (
+        stream.model_copy(
+            update={
+                "model": stream.model.model_copy(update={"script": f"{script}:train", "store": str(tmp_path / store)})
+            }
+        )
+        for store in ("here", "there")
+    )
+    first, revision = train_and_publish(here, file)
+    second, later = train_and_publish(there, file)
     assert (first.version, second.version) == (1, 2)
     assert later > revision
     registry = read_registry(stream)
     assert registry.routes[stream.model_name].route.champion.version == 2
     assert sorted(registry.releases) == [(stream.model_name, 1), (stream.model_name, 2)]
-    assert first.files == second.files, "the same rows and the same seed give the same model"
+    assert first.files == second.files, "the same rows and the same seed give the same model, byte for byte"
 
 
 def test_a_script_that_fails_publishes_nothing(stream: Settings, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+#: Of the way from a column that knows nothing (average precision: the share of positives) to one that knows all (1).
 _LEAK = 0.99
-_SUSPECT = 0.95
+_SUSPECT = 0.97
+#: Fewer of either class say nothing at all.
+_FEWEST = 5
 _FEW_VALUES = 50
 _ROWS_A_VALUE = 10
 #: Fewer than that of either class, or rows in all, and a perfect column may be chance: of few values, of many.
@@ -46,15 +49,17 @@ def leak_by_name(name: str, label: str) -> Leak | None:
 def leak_by_values(values: pl.Series, label: NDArray[np.bool_]) -> Leak | None:
     """Judge by how well the column alone tells the rows where `label` is true; both of the same length."""
     rarer = min(int(label.sum()), int((~label).sum()))
-    if rarer == 0:
+    if rarer < _FEWEST:
         return None
     few = values.n_unique() <= min(_FEW_VALUES, len(values) // _ROWS_A_VALUE)
     score = max((_average_precision(label, rule) for rule in _rules(values, label, few)), default=0.0)
-    if score < _SUSPECT:
+    base = float(label.mean())
+    known = (score - base) / (1.0 - base)
+    if known < _SUSPECT:
         return None
     how = f"alone it tells the label almost surely (average precision {score:.3f} over {len(values):,} rows)"
     of_a_class, in_all = _ENOUGH_FEW if few else _ENOUGH_MANY
-    if score >= _LEAK and rarer >= of_a_class and len(values) >= in_all:
+    if known >= _LEAK and rarer >= of_a_class and len(values) >= in_all:
         return Leak(True, f"LEAKS the label: {how}, as if made from it")
     return Leak(False, f"CHECK: {how}; keep it only if it is known when the event happens")
 

@@ -184,6 +184,16 @@ def test_few_rows_prove_no_leak_so_a_perfect_number_stays_with_a_warning(tmp_pat
     assert note(found, "refund").startswith("CHECK")
 
 
+def test_good_inputs_of_balanced_classes_raise_no_alarm(tmp_path: Path) -> None:
+    truth = labels(600, 0.6)
+    pl.DataFrame({"x": random().normal(size=600) + 2.3 * truth, "label": truth}).write_parquet(tmp_path / "a.parquet")
+    found, _ = configure(tmp_path / "a.parquet")
+    assert note(found, "x") == ""
+    pl.DataFrame({"x": np.arange(500.0), "label": np.arange(500) > 497}).write_parquet(tmp_path / "b.parquet")
+    found, _ = configure(tmp_path / "b.parquet")
+    assert note(found, "x") == "", "two positives say nothing"
+
+
 @pytest.mark.parametrize("values", [("setosa", "versicolor", "virginica"), (0, 1, 2)])
 def test_three_classes_are_refused_with_a_sentence(tmp_path: Path, values: tuple[Any, ...]) -> None:
     pl.DataFrame({"x": np.arange(90.0), "class": [values[i % 3] for i in range(90)]}).write_csv(tmp_path / "iris.csv")

@@ -39,14 +39,14 @@ def main(config: Path, group: str) -> None:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     work = Work(config)
-    names = work.settings.names
+    events, predictions = work.settings.names.events, work.settings.names.predictions
     queue = {"queue.buffering.max.messages": 2 * QUEUED, "queue.buffering.max.kbytes": 256 * 1024}
     producer = Producer(kafka.producer_config(work.settings) | queue)
     consumer = Consumer(
         kafka.consumer_config(work.settings, group)
         | {"queued.min.messages": 100_000, "queued.max.messages.kbytes": 64 * 1024, "fetch.queue.backoff.ms": 10}
     )
-    consumer.subscribe([names.events])
+    consumer.subscribe([events])
     open_places: defaultdict[int, deque[Place]] = defaultdict(deque)
     next_commit = 0.0
     while not stopped:
@@ -54,7 +54,7 @@ def main(config: Path, group: str) -> None:
         producer.poll(0.01 if len(producer) > QUEUED else 0)
         if time.monotonic() >= next_commit:
             next_commit = time.monotonic() + COMMIT_SECONDS
-            commit(consumer, names.events, open_places)
+            commit(consumer, events, open_places)
         if first is None:
             continue
         parts: defaultdict[int, list[Any]] = defaultdict(list)
@@ -63,16 +63,16 @@ def main(config: Path, group: str) -> None:
                 sys.exit(f"consumer: {message.error()}")
             parts[message.partition()].append((message.key(), message.value(), message.partition(), message.offset()))
         records = [record for part in parts.values() for record in part]
-        predictions = iter(work(records))
+        values = iter(work(records))
         for partition, part in parts.items():
             place = Place(part[-1][3] + 1)
             open_places[partition].append(place)
             *earlier, (last, *_) = part
             for key, *_ in earlier:
-                producer.produce(names.predictions, next(predictions), key, partition, headers=HEADERS)
-            producer.produce(names.predictions, next(predictions), last, partition, place, headers=HEADERS)
+                producer.produce(predictions, next(values), key, partition, headers=HEADERS)
+            producer.produce(predictions, next(values), last, partition, place, headers=HEADERS)
     producer.flush(10)
-    commit(consumer, names.events, open_places)
+    commit(consumer, events, open_places)
     consumer.close()
 
 

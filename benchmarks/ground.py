@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, OffsetSpec
 
 from console import broker
 from ecluse import cluster, kafka
@@ -35,6 +35,13 @@ class Ground:
         places = [TopicPartition(topic, partition) for partition in range(self.settings.topics.partitions)]
         futures = self._admin.list_offsets({place: OffsetSpec.latest() for place in places}, request_timeout=10)
         return [futures[place].result(10).offset for place in places]
+
+    def store_uncompressed(self) -> None:
+        """Let the broker keep events uncompressed: aiokafka cannot read the lz4 of our producers without another package."""
+        entry = ConfigEntry("compression.type", "uncompressed", incremental_operation=AlterConfigOpType.SET)
+        events = ConfigResource(ConfigResource.Type.TOPIC, self.settings.names.events, incremental_configs=[entry])
+        for future in self._admin.incremental_alter_configs([events]).values():
+            future.result(10)
 
     def start_at(self, group: str, backlog: int) -> None:
         """Put the group's offsets so that `backlog` events wait for it, spread over the partitions as they are."""
@@ -75,8 +82,9 @@ def ground(folder: Path, events: int, partitions: int) -> Iterator[Ground]:
         config.write_text(f"{text}\n[topics]\npartitions = {partitions}\n", encoding="utf-8")
         run(folder, "topics", "create")
         run(folder, "model", "train", str(training))
-        run(folder, "publish", str(file))
         made = Ground(folder, config, events)
+        made.store_uncompressed()
+        run(folder, "publish", str(file))
         if (there := sum(made.ends(made.settings.names.events))) != events:
             raise RuntimeError(f"{there} events are there where {events} were published")
         cluster.require_topics(made.settings)

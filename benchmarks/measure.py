@@ -52,8 +52,9 @@ def contestant(ground: Ground, name: str, backlog: int) -> Iterator[psutil.Popen
         except TimeoutError as error:
             raise RuntimeError(f"{name}: {error}; it said:\n{log.read_text(encoding='utf-8')[-3000:]}") from error
         finally:
-            process.terminate()
             try:
+                if process.poll() is None:
+                    process.terminate()
                 process.wait(20)
             except psutil.TimeoutExpired:
                 process.kill()

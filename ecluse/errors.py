@@ -11,7 +11,8 @@ EcluseError
 ├── ModelError
 │   ├── ModelRefused         an artefact that must not be published or served
 │   └── ModelNotFound
-└── DataError            a file cannot be read as what it was said to be
+├── DataError            a file cannot be read as what it was said to be
+└── ProcessFailed        a process that was started for the task ended or hung
 """
 
 from collections.abc import Sequence
@@ -100,3 +101,7 @@ class ModelNotFound(ModelError):
 
 class DataError(EcluseError):
     """A file cannot be read as what it was said to be."""
+
+
+class ProcessFailed(EcluseError):
+    """A process that was started for the task ended with a failure, or did not do its part in time."""

@@ -2,9 +2,10 @@
 
 import base64
 import math
-from typing import NamedTuple
 
-from ecluse.contract.headers import Headers, read_envelope
+import msgspec
+
+from ecluse.contract.headers import read_envelope
 from ecluse.contract.records import Source
 from ecluse.contract.schema import Event, EventSchema, seconds
 from ecluse.errors import RecordError, Stage
@@ -15,7 +16,7 @@ from ecluse.transport.ledger import Output, Record
 LONGEST_NAME = 4096
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, gc=False):
     """One decoded event; `outputs` is where what comes of it goes."""
 
     record: Record
@@ -41,26 +42,13 @@ class Decoder:
         Raises:
             RecordError: it is no event of this stream, in a sentence.
         """
-        headers = record.headers()
-        if headers:
-            return self._with_headers(record, source, outputs, headers)
-        event = self._decode(record.value())
-        return self._row(record, source, event, outputs, None, None)
-
-    def _with_headers(self, record: Record, source: Source, outputs: list[Output], headers: Headers) -> Row:
-        envelope = read_envelope(headers, record.value())
-        event = self._decode(envelope.value, json=envelope.json)
-        return self._row(record, source, event, outputs, envelope.id, envelope.time)
-
-    def _row(
-        self,
-        record: Record,
-        source: Source,
-        event: Event,
-        outputs: list[Output],
-        event_id: str | None,
-        time: float | None,
-    ) -> Row:
+        event_id = time = None
+        if headers := record.headers():
+            envelope = read_envelope(headers, record.value())
+            event_id, time = envelope.id, envelope.time
+            event = self._decode(envelope.value, json=envelope.json)
+        else:
+            event = self._decode(record.value())
         if event_id is None:
             given = self._id_field(event)
             event_id = f"{source.topic}-{source.partition}-{source.offset}" if given is None else str(given)

@@ -55,7 +55,6 @@ class Pipeline:
         self._champion = champion
         self._topics = settings.names
         self._decoder = Decoder(settings.stream, schema)
-        self._schema = schema
         self._finite = FiniteNumbers(schema)
         self._explainer = Explainer(champion.model, schema, settings.stream.visible)
         largest = settings.topics.max_message_bytes + HEADROOM_BYTES
@@ -96,10 +95,8 @@ class Pipeline:
         return rows
 
     def _validate(self, rows: list[Row]) -> list[Row]:
-        """Numbers must be finite, or NaN where the field may be missing."""
-        blocks, errors = by_halves(lambda part: self._schema.numbers([row.event for row in part]), rows)
-        rows = self._without(rows, Stage.VALIDATE, errors)
-        return self._without(rows, Stage.VALIDATE, self._finite.errors(np.concatenate(blocks))) if rows else rows
+        """What the struct's types do not say."""
+        return self._without(rows, Stage.VALIDATE, self._finite.errors([row.event for row in rows]))
 
     def _features(self, rows: list[Row]) -> tuple[list[Row], Matrix]:
         """The model's inputs, shape (rows, features), by the code that computed them for training."""
@@ -133,28 +130,29 @@ class Pipeline:
     def _predict(self, rows: Sequence[Row], scores: Scores, decisions: Sequence[Decision]) -> None:
         """One prediction a row."""
         now, champion, topic = self._clock(), self._champion, self._topics.predictions
+        model, version, arm, share = champion.name, champion.version, champion.arm.name, champion.arm.share
+        thresholds, revision, encode, headers = champion.thresholds, champion.revision, self._encode, self._headers
         for row, score, decision in zip(rows, scores.tolist(), decisions, strict=True):
             prediction = Prediction(
                 row.id,
                 row.entity,
                 row.time,
                 now,
-                champion.name,
-                champion.version,
-                champion.arm.name,
-                champion.arm.share,
+                model,
+                version,
+                arm,
+                share,
                 score,
                 decision,
-                champion.thresholds[decision],
-                champion.revision,
+                thresholds[decision],
+                revision,
                 row.source,
             )
-            row.outputs.append(Output(topic, row.record.key(), self._encode(prediction), self._headers))
+            row.outputs.append(Output(topic, row.record.key(), encode(prediction), headers))
         if rows:
             self._telemetry.latency.observe(now - np.array([row.record.timestamp()[1] for row in rows]) / 1e3)
         for decision, count in Counter(decisions).items():
-            labels = (champion.name, str(champion.version), champion.arm.name, decision.value)
-            self._telemetry.predictions.labels(*labels).inc(count)
+            self._telemetry.predictions.labels(model, str(version), arm, decision.value).inc(count)
 
     def _alert(self, rows: Sequence[Row], matrix: Matrix, scores: Scores, decisions: Sequence[Decision]) -> None:
         """An alert for each row that is reviewed or blocked, with the inputs that moved its score most."""
@@ -204,8 +202,7 @@ class Pipeline:
 
 def _record_error(stage: Stage, error: Exception) -> RecordError:
     """Say that a row failed alone. The text of a foreign error may hold the event's values: only its kind is told."""
-    what = {Stage.VALIDATE: "its numbers cannot be read", Stage.FEATURES: "its features cannot be computed"}
-    reason = what.get(stage, "the model fails on it, and on it alone")
+    reason = "its features cannot be computed" if stage is Stage.FEATURES else "the model fails on it, and on it alone"
     wrapped = RecordError(stage, f"The event cannot be scored: {reason} ({type(error).__name__}).")
     wrapped.__cause__ = error
     return wrapped

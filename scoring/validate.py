@@ -1,29 +1,33 @@
-"""What the decoder's types cannot say: numbers must be finite."""
+"""What the decoder's types cannot say: an optional number may be NaN (missing), but not infinite."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ecluse.contract.schema import EventSchema
+from ecluse.contract.schema import Event, EventSchema, FieldType
 from ecluse.errors import RecordError, Stage
 
 
 class FiniteNumbers:
-    """Finds numbers that are not finite. NaN stands for a missing value, so it is allowed where a field is not required."""
+    """Finds infinite numbers in optional fields. In required ones the decoder refuses them, and NaN, by itself."""
 
     def __init__(self, schema: EventSchema) -> None:
-        self._names = schema.number_fields
-        self._required = np.array([schema.fields[name].required for name in self._names], dtype=bool)
+        self._names = [
+            name for name, field in schema.fields.items() if field.type is FieldType.NUMBER and not field.required
+        ]
+        self._get = schema.getter(*self._names) if self._names else None
 
-    def errors(self, numbers: NDArray[np.float64]) -> dict[int, RecordError]:
-        """The error of each row of numbers, shape (rows, number fields), that holds one; empty where all is well."""
-        wrong = np.isinf(numbers) | (np.isnan(numbers) & self._required)
-        if not wrong.any():
+    def errors(self, events: Sequence[Event]) -> dict[int, RecordError]:
+        """The error of each event, by its position, that holds one; empty where all is well."""
+        if self._get is None or not events:
             return {}
+        numbers = np.array(list(map(self._get, events)), dtype=np.float64).reshape(len(events), -1)
+        infinite = np.isinf(numbers)
         return {
             int(row): RecordError(
                 Stage.VALIDATE,
-                f"The event does not fit the stream's schema: the number in field "
-                f"'{self._names[int(wrong[row].argmax())]}' is not finite.",
+                f"The event does not fit the stream's schema: "
+                f"the number in field '{self._names[int(infinite[row].argmax())]}' is infinite.",
             )
-            for row in np.flatnonzero(wrong.any(axis=1))
+            for row in np.flatnonzero(infinite.any(axis=1))
         }

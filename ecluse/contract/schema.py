@@ -7,15 +7,13 @@ a flat object; fields that are not declared are ignored.
 import datetime as dt
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ecluse.contract.codecs import looks_like_json
 from ecluse.errors import RecordError, Stage
@@ -128,20 +126,6 @@ class EventSchema:
         )
         self.from_json: Callable[[bytes], Event] = msgspec.json.Decoder(self.struct).decode
         self.from_msgpack: Callable[[bytes], Event] = msgspec.msgpack.Decoder(self.struct).decode
-
-        #: The fields that are numbers, in the order of the columns of `numbers`.
-        self.number_fields = tuple(name for name, field in self.fields.items() if field.type in NUMERIC)
-        self._numbers = self.getter(*self.number_fields) if self.number_fields else None
-
-    def numbers(self, events: Sequence[Event]) -> NDArray[np.float64]:
-        """The values of `number_fields`, shape (events, fields): a missing one is NaN, true is 1.
-
-        Raises:
-            OverflowError: a whole number is larger than any float.
-        """
-        if self._numbers is None or not events:
-            return np.empty((len(events), len(self.number_fields)))
-        return np.array(list(map(self._numbers, events)), dtype=np.float64).reshape(len(events), -1)
 
     def getter(self, *names: str) -> Callable[[Event], Any]:
         """A function that reads fields of an event: one name gives its value, several a tuple."""

@@ -13,9 +13,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from ecluse.errors import DeliveryError
 from ecluse.kafka import Config
-from ecluse.transport.ledger import Chunk, Ledger
+from ecluse.transport.ledger import Chunk, Ledger, Output
 
 logger = logging.getLogger(__name__)
+
+Report = Callable[[KafkaError | None, Message], None]
 
 #: Records that wait in the producer's queue: a chunk is held back when they would become more.
 QUEUED_RECORDS = 100_000
@@ -47,20 +49,23 @@ class AtLeastOnce:
         outputs, partition = chunk.outputs or (), chunk.ledger.partition.partition
         lasts = set({output.topic: i for i, output in enumerate(outputs)}.values())
         report = self._report_for(chunk, len(lasts))
-        for i, (topic, key, value, headers) in enumerate(outputs):
-            while True:
-                try:
-                    self._producer.produce(
-                        topic, value, key, partition, report if i in lasts else None, headers=headers
-                    )
-                    break
-                except BufferError:
-                    self.serve(0.01)
+        for i, output in enumerate(outputs):
+            self._produce_one(output, partition, report if i in lasts else None)
         chunk.records = chunk.outputs = ()
         if not lasts:
             chunk.ledger.confirm(chunk)
 
-    def _report_for(self, chunk: Chunk, reports: int) -> Callable[[KafkaError | None, Message], None]:
+    def _produce_one(self, output: Output, partition: int, report: Report | None) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic, output.value, output.key, partition, report, headers=output.headers
+                )
+                return
+            except BufferError:
+                self.serve(0.01)
+
+    def _report_for(self, chunk: Chunk, reports: int) -> Report:
         def report(error: KafkaError | None, message: Message) -> None:
             nonlocal reports
             if error is not None:

@@ -10,8 +10,9 @@ ledger, and what comes back for a chunk of the old one finds nobody who listens.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+import msgspec
 from faust.types import TP
 
 
@@ -43,7 +44,7 @@ class Record(Protocol):
         ...
 
 
-class Output(NamedTuple):
+class Output(msgspec.Struct, gc=False):
     """A record to produce to the partition of the event that it comes from."""
 
     topic: str

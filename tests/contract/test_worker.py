@@ -224,7 +224,8 @@ def test_metrics_speak_of_predictions_dead_letters_lag_and_the_model(trained: Se
     send(trained, [*json_values(events(50)), b"broken"])
     with worker(trained) as running:
         wait_until("all are scored", scored(trained, 51))
-        wait_until("no lag is told", lambda: 'partition="3"} 0.0' in running.get("/metrics")[1])
+        lag = 'ecluse_consumer_lag{partition="%d",topic="' + trained.names.events + '"} 0.0'
+        wait_until("no lag is told", lambda: all(lag % partition in running.get("/metrics")[1] for partition in range(4)))
         status, page = running.get("/metrics")
         assert running.get("/nothing")[0] == 404
     assert status == 200

@@ -13,9 +13,10 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks.work import HEADERS, Work
+from benchmarks.work import CONTENT_TYPE, Work
 from ecluse import kafka
 
+HEADERS: list[tuple[str, str | bytes | None]] = [CONTENT_TYPE]
 BATCH = 2000
 QUEUED = 100_000
 COMMIT_SECONDS = 0.1
@@ -61,7 +62,9 @@ def main(config: Path, group: str) -> None:
         for message in [first, *consumer.consume(BATCH - 1, 0)]:
             if message.error():
                 sys.exit(f"consumer: {message.error()}")
-            parts[message.partition()].append((message.key(), message.value(), message.partition(), message.offset()))
+            parts[message.partition() or 0].append(
+                (message.key(), message.value(), message.partition(), message.offset())
+            )
         records = [record for part in parts.values() for record in part]
         values = iter(work(records))
         for partition, part in parts.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import polars as pl
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 
 from benchmarks.ground import Ground
 from benchmarks.measure import contestant
@@ -84,7 +84,7 @@ def produce(config: Path, file: Path, rate: int, stop: Event) -> None:
     frame = pl.read_parquet(file, n_rows=20_000)
     keys = [str(key).encode() for key in frame[stream.key_field]]
     rows = frame.select(name for name in stream.fields if name in frame.columns).drop(stream.time_field).to_dicts()
-    client = kafka.Producer(kafka.producer_config(settings) | {"linger.ms": 0})
+    client = Producer(kafka.producer_config(settings) | {"linger.ms": 0})
     encode = msgspec.json.Encoder().encode
     begun, sent = time.monotonic(), 0
     while not stop.is_set():

@@ -20,7 +20,7 @@ from ecluse.model.registry import read_registry
 from ecluse.model.store import ModelStore
 from ecluse.settings import load
 
-HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", b"application/msgpack")]
+CONTENT_TYPE = ("content-type", b"application/msgpack")
 
 
 class Work:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from ecluse import kafka
 from ecluse.contract.topics import TopicSpec
@@ -33,9 +34,23 @@ def create_topics(settings: Settings) -> list[str]:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise BrokerError(f"The broker refused to make {name}: {error.args[0].str()}.") from error
+        _await_visible(settings, [spec.name for spec in missing])
     require_topics(settings)
     seed_offsets(settings, "earliest")
     return [spec.name for spec in missing]
+
+
+def _await_visible(settings: Settings, names: list[str]) -> None:
+    """The controller makes topics; the brokers that clients ask hear of it a moment later."""
+    waiting = Retrying(
+        stop=stop_after_delay(kafka.PATIENCE),
+        wait=wait_fixed(0.05),
+        retry=retry_if_result(lambda all_there: not all_there),
+    )
+    try:
+        waiting(lambda: set(names) <= kafka.partition_counts(settings).keys())
+    except RetryError as error:
+        raise BrokerError(f"The new topics did not show within {kafka.PATIENCE:.0f} s.") from error
 
 
 def require_topics(settings: Settings) -> None:

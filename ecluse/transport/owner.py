@@ -31,8 +31,8 @@ CHUNK_BYTES = 2 * 1024 * 1024
 CHUNK_SECONDS = 0.02
 #: Chunks handed to the event loop and not yet scored; with more, nothing is fetched.
 UNSCORED_CHUNKS = 8
-#: Chunks in hand, over all partitions; a partition with more than its share is paused.
-CHUNKS_IN_HAND = 64
+#: Produced chunks that wait for the broker, over all partitions; a partition with more than its share is paused.
+UNCONFIRMED_CHUNKS = 64
 #: How long the loop may hold fetching back before partitions are paused, so that rebalances are served meanwhile.
 STALL_SECONDS = 1.0
 #: How often the thread tells of lag and of chunks in hand.
@@ -217,17 +217,20 @@ class Owner(threading.Thread):
         logger.warning("consumer: %s", error.str())
 
     def _hold_back(self, may_fetch: bool, now: float) -> None:
-        """Pause partitions with more than their share in hand, and all of them when the loop stands still."""
+        """Pause partitions whose confirmations hang, and all of them when the loop stands still.
+
+        Pausing throws away what librdkafka has prefetched, so a partition that is only busy is not paused.
+        """
         if may_fetch:
             self._stalled_since = None
         elif self._stalled_since is None:
             self._stalled_since = now
         stalled = self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS
-        share = max(4, CHUNKS_IN_HAND // max(1, len(self.ledgers)))
+        share = max(4, UNCONFIRMED_CHUNKS // max(1, len(self.ledgers)))
         wanted = {
             partition
             for partition, ledger in self.ledgers.items()
-            if stalled or len(ledger) > (share // 2 if partition in self._paused else share)
+            if stalled or ledger.unconfirmed > (share // 2 if partition in self._paused else share)
         }
         if pause := wanted - self._paused:
             self._consumer.pause([TopicPartition(*partition) for partition in pause])

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: A chunk is bounded by records, by bytes, and by the time that scoring it takes, so that nothing holds the loop for long.
 CHUNK_RECORDS = 2000
+#: Until it is known how long scoring takes; a model may need milliseconds a record.
+FIRST_CHUNK_RECORDS = 100
 CHUNK_BYTES = 2 * 1024 * 1024
 CHUNK_SECONDS = 0.02
 #: Chunks handed to the event loop and not yet scored; with more, nothing is fetched.
@@ -97,7 +99,7 @@ class Owner(threading.Thread):
         self._stalled_since: float | None = None
         self._next_commit = self._next_look = 0.0
         self.ledgers: dict[TP, Ledger] = {}
-        self.chunk_records = CHUNK_RECORDS
+        self.chunk_records = FIRST_CHUNK_RECORDS
         self.progress = Progress()
 
     # -- called from the event loop ------------------------------------------------------------------------------------
@@ -113,6 +115,8 @@ class Owner(threading.Thread):
 
     def pace(self, seconds: float, records: int) -> None:
         """Tell how long scoring took, so that chunks stay within `CHUNK_SECONDS` of work."""
+        if seconds < CHUNK_SECONDS and records < self.chunk_records // 2:
+            return  # a small chunk's time is mostly the call's own, and tells nothing of large ones
         fitting = CHUNK_SECONDS * records / max(seconds, 1e-6)
         self.chunk_records = min(CHUNK_RECORDS, max(1, int(0.8 * self.chunk_records + 0.2 * fitting)))
 
@@ -180,7 +184,7 @@ class Owner(threading.Thread):
             return
         # Plain tuples as keys: they equal and hash like TP, and cost a third.
         records: defaultdict[Any, list[Any]] = defaultdict(list)
-        for record in [first, *self._consumer.consume(2 * CHUNK_RECORDS, 0)]:
+        for record in [first, *self._consumer.consume(2 * self.chunk_records, 0)]:
             if (error := record.error()) is None:
                 records[record.topic(), record.partition()].append(record)
             else:

@@ -9,11 +9,12 @@ from confluent_kafka import KafkaException
 from console import broker_command, config, dlq, model, topics
 from console.alerts import alerts_command
 from console.audit import audit_command
+from console.demo import demo
 from console.doctor import doctor_command
 from console.init import init
 from console.output import fail
-from console.worker import worker_command
 from console.publish import publish
+from console.worker import worker_command
 from ecluse import __version__
 from ecluse.errors import EcluseError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(demo)
 app.command()(publish)
 app.command()(init)
 

@@ -103,7 +103,8 @@ class Stage:
             for tidy in self._tidying:
                 end.callback(tidy)
             end.callback(self._stop_children)
-            end.callback(self._say, "Stopping all that was started …")
+            if self._children or self._broker_data.exists():
+                end.callback(self._say, "Stopping all that was started …")
 
     def at_end(self, tidy: Callable[[], None]) -> None:
         """Have something done when no process of the stage is left, and the broker still runs."""

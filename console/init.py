@@ -84,10 +84,6 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
         "what events are about (a card, a customer)",
         "events have no key, and no order among them",
     )
-    if found.time is not None:
-        yield "# The rows of a file happened in the past, so windows and delays go by the event's own time."
-        yield '# Set it to "arrival" (the default) once live producers send the events.'
-        yield 'clock = "event"'
     texts = any(column.type == "text" for column in found.fields)
     if texts:
         yield "# What people see of an event in alerts and dead letters: every field but text, unless you list the fields here."

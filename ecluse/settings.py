@@ -66,8 +66,6 @@ class StreamSettings(_Section):
     """The column that `ecluse publish` takes as record key: the entity (card, customer). Need not be a declared field."""
     shown_fields: tuple[str, ...] | None = None
     """What people may see of an event in alerts, reasons and dead letters; every declared field but text where not set."""
-    clock: Literal["arrival", "event"] = "arrival"
-    """What time means for windows and delays: when an event arrived, or (replays, the demo) the event's own time."""
     encoding: Encoding = "msgpack"
     """The format of the records that Écluse writes."""
 

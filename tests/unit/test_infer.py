@@ -80,12 +80,11 @@ def test_payments_with_id_time_and_key_need_no_flag(tmp_path: Path) -> None:
     ).write_parquet(tmp_path / "Card Payments (2024).parquet")
     found, settings = configure(tmp_path / "Card Payments (2024).parquet")
     stream = settings.stream
-    assert (stream.name, stream.id_field, stream.time_field, stream.key_field, stream.clock) == (
+    assert (stream.name, stream.id_field, stream.time_field, stream.key_field) == (
         "card-payments-2024",
         "transactionId",
         "created at",
         "customer_id",
-        "event",
     )
     assert types(settings) == {"transactionId": "text", "created at": "time", "amount": "number"}
     assert (settings.model.label, settings.model.positive) == ("is_fraud", None)
@@ -111,7 +110,7 @@ def test_no_key_no_time_text_with_blanks_and_a_label_of_words_from_a_semicolon_f
     assert found.positives == truth.sum()
     assert note(found, "Purpose") == "it is always car; new"
     stream = settings.stream
-    assert (stream.id_field, stream.time_field, stream.key_field, stream.clock) == (None, None, None, "arrival")
+    assert (stream.id_field, stream.time_field, stream.key_field) == (None, None, None)
 
 
 def test_json_lines_with_missing_fields_text_times_lists_and_a_boolean_label(tmp_path: Path) -> None:

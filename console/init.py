@@ -74,6 +74,24 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
     yield f"# Written by `ecluse init` from {_quoted(file.name)}: {found.rows:,} rows, {len(found.columns)} columns."
     yield "# `ecluse config show` prints every setting there is, with what it is set to."
     yield ""
+    yield from _stream(found)
+    yield ""
+    yield from _fields(found)
+    yield ""
+    yield from _model(found)
+    yield ""
+    yield "[thresholds]"
+    alerts, blocks = _budgets(found)
+    yield "# The share of events that may raise an alert, and the share that may be blocked: yours to set."
+    yield f"alert_budget = {alerts}"
+    yield f"block_budget = {blocks}"
+    yield ""
+    yield "[kafka]"
+    yield "# KAFKA_BOOTSTRAP_SERVERS in the environment stands over this."
+    yield '# bootstrap_servers = "127.0.0.1:9092"'
+
+
+def _stream(found: "Inferred") -> Iterator[str]:
     yield "[stream]"
     yield f"name = {_quoted(found.name)}"
     yield from _role("id_field", found.id, "the id of an event", "an event's id is its place: topic-partition-offset")
@@ -84,11 +102,12 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
         "what events are about (a card, a customer)",
         "events have no key, and no order among them",
     )
-    texts = any(column.type == "text" for column in found.fields)
-    if texts:
+    if any(column.type == "text" for column in found.fields):
         yield "# What people see of an event in alerts and dead letters: every field but text, unless you list the fields here."
         yield "# shown_fields = []"
-    yield ""
+
+
+def _fields(found: "Inferred") -> Iterator[str]:
     yield "# What an event must carry: a type, or { type, required = false } where the file has blanks."
     yield "[stream.fields]"
     for column in found.fields:
@@ -101,7 +120,9 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
         yield "# Left out; an event may carry them, nobody reads them:"
     for column in left_out:
         yield f"#   {_quoted(column.name)}: {_comment(column.note)}"
-    yield ""
+
+
+def _model(found: "Inferred") -> Iterator[str]:
     yield "[model]"
     yield f"# {_comment(_label_note(found))}"
     yield f"label = {_quoted(found.label)}"
@@ -112,16 +133,6 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
     yield "# The inputs of the model: every field above but id and time, unless you list some here. What is made of a field"
     yield "# has its name and a dot: .log1p of a number, .hour and .weekday of a time."
     yield f"# features = [{', '.join(map(_quoted, inputs + made))}]"
-    yield ""
-    yield "[thresholds]"
-    alerts, blocks = _budgets(found)
-    yield "# The share of events that may raise an alert, and the share that may be blocked: yours to set."
-    yield f"alert_budget = {alerts}"
-    yield f"block_budget = {blocks}"
-    yield ""
-    yield "[kafka]"
-    yield "# KAFKA_BOOTSTRAP_SERVERS in the environment stands over this."
-    yield '# bootstrap_servers = "127.0.0.1:9092"'
 
 
 def _role(setting: str, column: str | None, what: str, otherwise: str) -> Iterator[str]:

@@ -81,13 +81,17 @@ def between(
     """The rows from `since` (included) to `until` (excluded); times without a zone are UTC.
 
     Raises:
-        DataError: a limit is given and there is no time column.
+        DataError: a limit is given and there is no time column, or it holds no times.
     """
     if since is None and until is None:
         return frame
     if time_column is None:
         raise DataError("A limit in time needs stream.time_field, which is not set.")
+    kind = frame.collect_schema().get(time_column)
+    if not isinstance(kind, pl.Datetime):
+        raise DataError(f"A limit in time needs times in column '{time_column}', which holds {kind or 'nothing'}.")
     time = pl.col(time_column)
+    time = time.dt.replace_time_zone("UTC") if kind.time_zone is None else time.dt.convert_time_zone("UTC")
     for limit, keep in ((since, time.__ge__), (until, time.__lt__)):
         if limit is not None:
             frame = frame.filter(

@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import socket
-import tempfile
 import time
 
 import faust
@@ -51,11 +50,10 @@ def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
         telemetry.model_load.set(champion.load_seconds)
         health.warm = True
         _settle_garbage_collector()
-        with tempfile.TemporaryDirectory(prefix="ecluse-worker-") as datadir:
-            app = worker_app(settings, Pipeline(settings, champion, worker_name(), telemetry), health, datadir)
-            faust.Worker(
-                app, loglevel="WARN", override_logging=False, redirect_stdouts=False
-            ).execute_from_commandline()
+        app = worker_app(settings, Pipeline(settings, champion, worker_name(), telemetry), health)
+        worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
+        worker.spinner = None
+        worker.execute_from_commandline()
 
 
 def _settle_garbage_collector() -> None:
@@ -82,7 +80,7 @@ def await_champion(settings: Settings) -> Champion:
             time.sleep(LOOK_FOR_CHAMPION)
 
 
-def worker_app(settings: Settings, pipeline: Pipeline, health: Health, datadir: str) -> ChunkApp:
+def worker_app(settings: Settings, pipeline: Pipeline, health: Health) -> ChunkApp:
     """The Faust app of a worker: one agent, which puts every chunk through the pipeline."""
     session = settings.worker.session_timeout_seconds
     group = {
@@ -99,7 +97,7 @@ def worker_app(settings: Settings, pipeline: Pipeline, health: Health, datadir: 
         producer=kafka.producer_config(settings),
         commit_interval=settings.worker.commit_interval_seconds,
     )
-    app = make_app(settings.group, config, watchdog_seconds=2 * session, datadir=datadir)
+    app = make_app(settings.group, config, watchdog_seconds=2 * session)
 
     @app.agent(app.topic(settings.names.events))
     async def score(stream: StreamT[list[Chunk]]) -> None:

@@ -205,6 +205,9 @@ class ChunkApp(faust.App):
     owner_config: OwnerConfig
     watchdog_seconds: float
 
+    def _create_directories(self) -> None:
+        """Faust would make folders for its tables."""
+
     @property
     def flow_control(self) -> FlowControlEvent:
         """See `_SafeFlow`."""
@@ -218,20 +221,18 @@ class ChunkApp(faust.App):
         return cast(ChunkConsumer, self.consumer).owner
 
 
-def make_app(app_id: str, config: OwnerConfig, *, watchdog_seconds: float, datadir: str) -> ChunkApp:
+def make_app(app_id: str, config: OwnerConfig, *, watchdog_seconds: float) -> ChunkApp:
     """A Faust app whose agents get lists of chunks.
 
     Args:
         app_id: the consumer group.
         config: of the owning thread.
         watchdog_seconds: the process ends if the owning thread makes no progress for so long.
-        datadir: Faust makes this folder; nothing is kept in it.
     """
     app = ChunkApp(
         app_id,
         broker=f"rdkafka://{config.consumer['bootstrap.servers']}",
         store="memory://",
-        datadir=datadir,
         key_serializer="raw",
         value_serializer="raw",
         topic_disable_leader=True,

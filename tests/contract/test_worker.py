@@ -225,7 +225,9 @@ def test_metrics_speak_of_predictions_dead_letters_lag_and_the_model(trained: Se
     with worker(trained) as running:
         wait_until("all are scored", scored(trained, 51))
         lag = 'ecluse_consumer_lag{partition="%d",topic="' + trained.names.events + '"} 0.0'
-        wait_until("no lag is told", lambda: all(lag % partition in running.get("/metrics")[1] for partition in range(4)))
+        wait_until(
+            "no lag is told", lambda: all(lag % partition in running.get("/metrics")[1] for partition in range(4))
+        )
         status, page = running.get("/metrics")
         assert running.get("/nothing")[0] == 404
     assert status == 200

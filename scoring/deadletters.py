@@ -12,6 +12,10 @@ logger = logging.getLogger(__name__)
 
 #: What is kept of a record that does not fit with its error headers.
 KEPT_BYTES = 1024
+#: What a batch of one record takes beside key, value and headers (the message format v2: 61, and up to 40).
+RECORD_BYTES = 128
+
+Headers = list[tuple[str, str | bytes | None]]
 
 
 class DeadLetters:
@@ -31,19 +35,39 @@ class DeadLetters:
         self._largest = largest
 
     def __call__(self, record: Record, source: Source, error: RecordError) -> Output:
-        """The dead letter of a record; one that does not fit keeps its headers, a SHA-256 and the first KiB."""
+        """The dead letter of a record; one that does not fit keeps its headers, a SHA-256 and the first KiB.
+
+        Where its key or its headers alone do not fit (a producer's compression can bring them past the broker's limit), the
+        first KiB of its key is kept and of the headers only ours.
+        """
         logger.debug("%s is a dead letter (%s): %s", source, error.stage, error.reason)
-        headers: list[tuple[str, str | bytes | None]] = [
-            *dead_letter_headers(record.headers(), source, error, app=self._app, worker=self._worker)
-        ]
         key, value = record.key(), record.value()
-        size = (
-            len(key or b"") + len(value or b"") + sum(len(name) + len(content or b"") + 10 for name, content in headers)
-        )
-        if value is not None and size > self._largest:
-            headers += [
-                ("ecluse-original-bytes", str(len(value)).encode()),
-                ("ecluse-original-sha256", hashlib.sha256(value).hexdigest().encode()),
-            ]
-            value = value[:KEPT_BYTES]
+        headers = self._headers(record, source, error)
+        if _size(key, value, headers) > self._largest:
+            cut = _what_was(value)
+            value = value and value[:KEPT_BYTES]
+            headers += cut
+            if _size(key, value, headers) > self._largest:
+                key = key and key[:KEPT_BYTES]
+                headers = self._headers(None, source, error) + cut
         return Output(self._topic, key, value, headers)
+
+    def _headers(self, record: Record | None, source: Source, error: RecordError) -> Headers:
+        original = record.headers() if record else None
+        return [*dead_letter_headers(original, source, error, app=self._app, worker=self._worker)]
+
+
+def _what_was(value: bytes | None) -> Headers:
+    """What the headers tell of a value that is cut."""
+    if value is None:
+        return []
+    return [
+        ("ecluse-original-bytes", str(len(value)).encode()),
+        ("ecluse-original-sha256", hashlib.sha256(value).hexdigest().encode()),
+    ]
+
+
+def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    """About what a record takes on the wire, and not less."""
+    of_headers = sum(len(name.encode()) + len(content or b"") + 10 for name, content in headers)
+    return RECORD_BYTES + len(key or b"") + len(value or b"") + of_headers

@@ -19,7 +19,7 @@ from ecluse.errors import SettingsError
 from ecluse.telemetry import Telemetry
 from ecluse.transport.owner import Progress
 
-#: With lag, and no commit for so long, a worker is not ready: its lag does not move.
+#: With events that wait, and no commit for so long, a worker is not ready: its lag does not move.
 STILL_SECONDS = 30.0
 
 
@@ -43,9 +43,9 @@ class Health:
             return ["the model is not warm yet"]
         if self.progress is None or not self.progress.assigned:
             return ["the worker waits for its partitions"]
-        still = time.monotonic() - self.progress.committed_at
-        if sum(self.progress.lag.values()) and still > STILL_SECONDS:
-            return [f"there is lag, and nothing was committed for {still:.0f} s"]
+        still = time.monotonic() - self.progress.moved_at
+        if still > STILL_SECONDS:
+            return [f"events wait, and nothing was committed for {still:.0f} s"]
         return []
 
 

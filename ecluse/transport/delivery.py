@@ -32,17 +32,21 @@ class AtLeastOnce:
         self._beat = beat
         self._failure: DeliveryError | None = None
 
+    def full(self) -> bool:
+        """Whether nothing more is produced until the broker confirms some of what waits."""
+        return len(self._producer) >= QUEUED_RECORDS
+
     def produce_scored(self, ledger: Ledger) -> None:
         """Produce the scored chunks at the head of a ledger, as far as the producer has room.
 
         Raises:
             DeliveryError: an earlier record was not delivered.
         """
-        if len(self._producer) >= QUEUED_RECORDS:
+        if self.full():
             return
         for chunk in ledger.take_scored():
             self._produce(chunk)
-            if len(self._producer) >= QUEUED_RECORDS:
+            if self.full():
                 return
 
     def _produce(self, chunk: Chunk) -> None:

@@ -64,6 +64,7 @@ class Progress:
     rebalances: int = 0
     commit_failures: int = 0
     committed_at: float = field(default_factory=time.monotonic)
+    moved_at: float = field(default_factory=time.monotonic)  # the last commit, or the last look at which nothing waited
     lag: dict[TP, int] = field(default_factory=dict)
     partitions: int = 0
     open_chunks: int = 0
@@ -150,7 +151,7 @@ class Owner(threading.Thread):
 
     def _turn(self) -> None:
         self._beat()
-        may_fetch = self._unscored < UNSCORED_CHUNKS
+        may_fetch = self._unscored < UNSCORED_CHUNKS and not self._delivery.full()
         self._produce_scored(0.0 if may_fetch else BUSY_WAIT)
         self._delivery.serve()
         now = time.monotonic()
@@ -182,16 +183,21 @@ class Owner(threading.Thread):
         first = self._consumer.poll(wait)  # returns at the first record; consume(n, wait) would always wait
         if first is None:
             return
+        place: Any = first.topic(), first.partition()
+        held = self.ledgers.get(place)
+        fetched = self._consumer.consume(2 * self.chunk_records, 0)
+        if self.ledgers.get(place) is held:  # else that call served a rebalance, and `first` is of the time before it
+            fetched.insert(0, first)
         # Plain tuples as keys: they equal and hash like TP, and cost a third.
         records: defaultdict[Any, list[Any]] = defaultdict(list)
-        for record in [first, *self._consumer.consume(2 * self.chunk_records, 0)]:
+        for record in fetched:
             if (error := record.error()) is None:
                 records[record.topic(), record.partition()].append(record)
             else:
                 self._judge(error)
-        for partition, fetched in records.items():
+        for partition, of_partition in records.items():
             if (ledger := self.ledgers.get(partition)) is not None:
-                self._take_in(ledger, fetched)
+                self._take_in(ledger, of_partition)
 
     def _take_in(self, ledger: Ledger, records: list[Record]) -> None:
         now = time.monotonic()
@@ -250,6 +256,8 @@ class Owner(threading.Thread):
             done = ledger.committed if ledger.committable is None else ledger.committable
             if high >= 0 and done is not None:
                 progress.lag[ledger.partition] = max(0, high - done)
+        if not any(progress.lag.values()) and all(ledger.to_commit is None for ledger in ledgers):
+            progress.moved_at = time.monotonic()
         progress.partitions = len(ledgers)
         progress.open_chunks = sum(map(len, ledgers))
         progress.oldest_unscored = min(
@@ -264,6 +272,7 @@ class Owner(threading.Thread):
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         consumer.incremental_assign(places)
+        consumer.resume(places)  # librdkafka remembers a pause beyond a revoke: the partition would be silent for ever
         self.ledgers |= {partition: Ledger(partition) for partition in map(partition_of, places)}
         self._note_committed(places)
         self.progress.rebalances += 1
@@ -294,7 +303,10 @@ class Owner(threading.Thread):
     def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         del consumer
         self._forget(places)
-        logger.warning("lost partitions %s: another worker has them now", sorted(place.partition for place in places))
+        self.progress.assigned = False  # until the group takes this worker in again
+        logger.warning(
+            "lost partitions %s: the group took this worker for dead", sorted(place.partition for place in places)
+        )
 
     def _forget(self, places: list[TopicPartition]) -> None:
         for partition in map(partition_of, places):
@@ -307,7 +319,7 @@ class Owner(threading.Thread):
             ledger = self.ledgers.get(partition_of(place))
             if error is None and place.error is None and ledger is not None:
                 ledger.committed = place.offset
-                self.progress.committed_at = time.monotonic()
+                self.progress.committed_at = self.progress.moved_at = time.monotonic()
         if error is not None:
             self.progress.commit_failures += 1
             logger.warning("commit failed, will be tried again: %s", error.str())
@@ -323,6 +335,8 @@ def partition_of(place: TopicPartition) -> TP:
 
 def split(records: list[Record], most: int) -> list[list[Record]]:
     """Cut records into runs of at most `most` records and `CHUNK_BYTES` bytes; a larger record is a run by itself."""
+    if not records:
+        return []
     if len(records) <= most and sum(map(len, records)) <= CHUNK_BYTES:
         return [records]
     runs: list[list[Record]] = [[]]

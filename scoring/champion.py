@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecluse.contract.records import Arm, Decision
-from ecluse.errors import ModelError, ModelNotFound
+from ecluse.errors import ModelError, ModelNotFound, ModelRefused
 from ecluse.model.registry import read_registry
 from ecluse.model.runtime import Model, load_model
 from ecluse.model.store import ModelStore
@@ -88,7 +88,10 @@ def load_champion(settings: Settings) -> Champion:
         )
     started = time.perf_counter()
     schema = settings.stream.schema_of_events()
-    model = load_model(ModelStore(settings.model.store), settings.model_name, arm.version, schema, release)
+    try:
+        model = load_model(ModelStore.of(settings), settings.model_name, arm.version, schema, release)
+    except ModelNotFound as error:
+        raise ModelRefused(f"The route names a version that the store does not hold: {error}") from error
     model.warm()
     took = time.perf_counter() - started
     logger.info("model %s version %d is warm after %.2f s", model.name, model.version, took)

@@ -4,7 +4,9 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
+import sys
 import time
 
 import faust
@@ -39,6 +41,8 @@ def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
         TopicsWrong: the topics are not as the stream needs them.
         ModelRefused: the champion's artefact must not be served.
     """
+    # Until Faust takes it over: the first process of a container has no handler of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     cluster.require_topics(settings)
     if start is not None:
         cluster.seed_offsets(settings, start)

@@ -13,28 +13,33 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from ecluse.errors import DeliveryError
 from ecluse.kafka import Config
-from ecluse.transport.ledger import Chunk, Ledger, Output
+from ecluse.transport.ledger import Chunk, Ledger
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[KafkaError | None, Message], None]
 
-#: Records that wait in the producer's queue: a chunk is held back when they would become more.
+#: Records, and bytes of values, that wait for the broker: with more, no chunk is produced. A chunk's own fit beside them.
 QUEUED_RECORDS = 100_000
+QUEUED_BYTES = 128 * 1024 * 1024
 
 
 class AtLeastOnce:
     """The delivery of one worker. `beat` is called wherever it waits, so that the watchdog sees progress."""
 
     def __init__(self, config: Config, beat: Callable[[], None]) -> None:
-        limits = {"queue.buffering.max.messages": 2 * QUEUED_RECORDS, "queue.buffering.max.kbytes": 256 * 1024}
+        limits = {
+            "queue.buffering.max.messages": 2 * QUEUED_RECORDS,
+            "queue.buffering.max.kbytes": 4 * QUEUED_BYTES // 1024,
+        }
         self._producer = Producer(config | limits)
         self._beat = beat
         self._failure: DeliveryError | None = None
+        self._queued_bytes = 0
 
     def full(self) -> bool:
         """Whether nothing more is produced until the broker confirms some of what waits."""
-        return len(self._producer) >= QUEUED_RECORDS
+        return len(self._producer) >= QUEUED_RECORDS or self._queued_bytes >= QUEUED_BYTES
 
     def produce_scored(self, ledger: Ledger) -> None:
         """Produce the scored chunks at the head of a ledger, as far as the producer has room.
@@ -52,24 +57,17 @@ class AtLeastOnce:
     def _produce(self, chunk: Chunk) -> None:
         outputs, partition = chunk.outputs or (), chunk.ledger.partition.partition
         lasts = set({output.topic: i for i, output in enumerate(outputs)}.values())
-        report = self._report_for(chunk, len(lasts))
+        size = sum(len(output.value or b"") for output in outputs)
+        self._queued_bytes += size
+        report = self._report_for(chunk, len(lasts), size)
         for i, output in enumerate(outputs):
-            self._produce_one(output, partition, report if i in lasts else None)
+            confirmed = report if i in lasts else None
+            self._producer.produce(output.topic, output.value, output.key, partition, confirmed, headers=output.headers)
         chunk.records = chunk.outputs = ()
         if not lasts:
             chunk.ledger.confirm(chunk)
 
-    def _produce_one(self, output: Output, partition: int, report: Report | None) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic, output.value, output.key, partition, report, headers=output.headers
-                )
-                return
-            except BufferError:
-                self.serve(0.01)
-
-    def _report_for(self, chunk: Chunk, reports: int) -> Report:
+    def _report_for(self, chunk: Chunk, reports: int, size: int) -> Report:
         def report(error: KafkaError | None, message: Message) -> None:
             nonlocal reports
             if error is not None:
@@ -77,6 +75,7 @@ class AtLeastOnce:
                 return
             reports -= 1
             if reports == 0:
+                self._queued_bytes -= size
                 chunk.ledger.confirm(chunk)
 
         return report

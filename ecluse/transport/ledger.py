@@ -77,12 +77,13 @@ class Chunk:
 class Ledger:
     """The chunks of one partition in the hands of one owner."""
 
-    __slots__ = ("_fetched", "_produced", "committable", "committed", "partition", "position")
+    __slots__ = ("_end", "_fetched", "_produced", "committable", "committed", "partition", "position")
 
     def __init__(self, partition: TP) -> None:
         self.partition = partition
         self._fetched: deque[Chunk] = deque()
         self._produced: deque[Chunk] = deque()
+        self._end: int | None = None
         #: The offset after the last record taken in; None before the first.
         self.position: int | None = None
         #: The offset after the confirmed prefix; None before the first chunk is confirmed.
@@ -119,6 +120,16 @@ class Ledger:
         chunk.confirmed = True
         while self._produced and self._produced[0].confirmed:
             self.committable = self._produced.popleft().next_offset
+        self._pass_gap()
+
+    def reached_end(self, offset: int) -> None:
+        """Nothing more is on the broker below `offset`, whatever gaps (markers of a producer's transactions) lie before it."""
+        self._end = offset
+        self._pass_gap()
+
+    def _pass_gap(self) -> None:
+        if self._end is not None and not self and (self.position or 0) <= self._end:
+            self.position = self.committable = self._end
 
     @property
     def unconfirmed(self) -> int:

@@ -131,7 +131,9 @@ class Owner(threading.Thread):
         """Run until closed or crashed."""
         try:
             self._delivery = AtLeastOnce(self._config.producer, self._beat)
-            self._consumer = Consumer(self._config.consumer | {"on_commit": self._on_commit})
+            self._consumer = Consumer(
+                self._config.consumer | {"on_commit": self._on_commit, "enable.partition.eof": True}
+            )
         except BaseException as error:
             self._crashed(error)
             return
@@ -145,7 +147,7 @@ class Owner(threading.Thread):
         except BaseException as error:
             self._closing.set()
             self.ledgers = {}
-            self._crashed(error)
+            self._crashed(BrokerError(f"Kafka: {error.args[0].str()}.") if isinstance(error, KafkaException) else error)
         finally:
             self._consumer.close()
 
@@ -190,14 +192,20 @@ class Owner(threading.Thread):
             fetched.insert(0, first)
         # Plain tuples as keys: they equal and hash like TP, and cost a third.
         records: defaultdict[Any, list[Any]] = defaultdict(list)
+        ends: dict[Any, Any] = {}
         for record in fetched:
             if (error := record.error()) is None:
                 records[record.topic(), record.partition()].append(record)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ends[record.topic(), record.partition()] = record.offset()
             else:
                 self._judge(error)
         for partition, of_partition in records.items():
             if (ledger := self.ledgers.get(partition)) is not None:
                 self._take_in(ledger, of_partition)
+        for partition, end in ends.items():
+            if (ledger := self.ledgers.get(partition)) is not None:
+                ledger.reached_end(end)
 
     def _take_in(self, ledger: Ledger, records: list[Record]) -> None:
         now = time.monotonic()

@@ -4,13 +4,15 @@ from contextlib import closing
 from pathlib import Path
 
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from ecluse import cluster, kafka
 from ecluse.contract.headers import read_error_headers
 from ecluse.settings import Settings
 from ecluse.transport.ledger import Chunk
 from ecluse.transport.owner import Owner, OwnerConfig
-from tests.workers import audited, read_all, scored, send, train_champion, wait_until, worker
+from tests.cli import produce
+from tests.workers import audited, events, json_values, read_all, scored, send, train_champion, wait_until, worker
 
 
 def test_a_paused_partition_that_goes_and_comes_back_is_read_again(stream: Settings) -> None:
@@ -70,3 +72,46 @@ def test_an_event_whose_key_compression_brought_past_the_limit_does_not_stop_the
     letters = read_all(stream, stream.names.dead_letters)
     assert [read_error_headers(letter.headers() or [])["offset"] for letter in letters] == ["0", "1", "2"]
     assert cluster.committed_offsets(stream)[0] == 3
+
+
+def test_the_markers_of_a_transactional_producer_leave_no_lag_behind(stream: Settings, tmp_path: Path) -> None:
+    train_champion(stream, tmp_path)
+    produce(
+        stream, stream.names.events, [(1, value, ()) for value in json_values(events(50))], transactional_id="shop-1"
+    )
+    with worker(stream) as running:
+        wait_until("the marker is passed", scored(stream, 51))
+        lag = f'ecluse_consumer_lag{{partition="1",topic="{stream.names.events}"}} 0.0'
+        wait_until("no lag is told", lambda: lag in running.get("/metrics")[1])
+        assert running.get("/health/ready")[0] == 200
+    assert (audited(stream).predictions, audited(stream).missing) == (50, 0)
+
+
+def test_a_refused_output_stops_the_worker_with_a_sentence_and_nothing_committed(
+    stream: Settings, tmp_path: Path
+) -> None:
+    train_champion(stream, tmp_path)
+    with worker(stream) as running:
+        entry = ConfigEntry("max.message.bytes", "100", incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, stream.names.predictions, incremental_configs=[entry])
+        client = kafka.admin(stream)
+        for future in client.incremental_alter_configs([resource]).values():
+            future.result(10)
+        send(stream, json_values(events(100)))
+        assert running.process.wait(60) == 1
+        assert "Kafka:" in running.text or "was not delivered" in running.text
+    assert set(cluster.committed_offsets(stream).values()) == {0}
+
+
+def test_a_version_that_the_store_has_lost_is_refused_and_not_waited_for(stream: Settings, tmp_path: Path) -> None:
+    train_champion(stream, tmp_path)
+    next(Path(stream.model.store).glob("*/1/model.onnx")).unlink()
+    with worker(stream, ready=False) as refused:
+        assert refused.process.wait(60) == 1
+        assert "the store does not hold" in refused.text
+
+
+def test_sigterm_before_there_is_a_model_ends_the_worker_in_order(stream: Settings) -> None:
+    with worker(stream, ready=False) as waiting:
+        wait_until("it waits", lambda: "waits outside the group" in waiting.text)
+        assert waiting.stop() == 0

@@ -38,6 +38,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.fetched |= set(records)
         self.next = chunk.next_offset
 
+    @rule()
+    def reach_end(self) -> None:
+        """The broker says that nothing is left below the next record: what lies between are holes."""
+        self.ledger.reached_end(next(offset for offset in self.log if offset >= self.next))
+
     @precondition(lambda self: self.scoring)
     @rule(data=st.data())
     def score_any(self, data: st.DataObject) -> None:

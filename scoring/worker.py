@@ -1,7 +1,6 @@
 """A worker: a warm model, then a Faust app whose agent puts chunks through the pipeline."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -53,18 +52,10 @@ def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
         telemetry.model_info.labels(champion.name, str(champion.version), champion.sha256).set(1)
         telemetry.model_load.set(champion.load_seconds)
         health.warm = True
-        _settle_garbage_collector()
         app = worker_app(settings, Pipeline(settings, champion, worker_name(), telemetry), health)
         worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
-
-
-def _settle_garbage_collector() -> None:
-    """Keep the cyclic collector from walking the model and every fetched record again and again; measured at 7% of the CPU."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def await_champion(settings: Settings) -> Champion:

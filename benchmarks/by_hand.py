@@ -42,7 +42,7 @@ def main(config: Path, group: str) -> None:
     work = Work(config)
     events, predictions = work.settings.names.events, work.settings.names.predictions
     queue = {"queue.buffering.max.messages": 2 * QUEUED, "queue.buffering.max.kbytes": 256 * 1024}
-    producer = Producer(kafka.producer_config(work.settings) | queue)
+    producer = Producer(kafka.producer_config(work.settings) | queue | {"linger.ms": 1})
     consumer = Consumer(
         kafka.consumer_config(work.settings, group)
         | {"queued.min.messages": 100_000, "queued.max.messages.kbytes": 64 * 1024, "fetch.queue.backoff.ms": 10}

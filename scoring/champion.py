@@ -2,7 +2,8 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,13 @@ from ecluse.settings import Settings
 logger = logging.getLogger(__name__)
 
 
+class Verdict(NamedTuple):
+    """A decision, and the threshold that it turned on."""
+
+    decision: Decision
+    threshold: float
+
+
 @dataclass(frozen=True)
 class Champion:
     """A warm model, the arm that it scores for, and the revision of the route that names it."""
@@ -26,13 +34,16 @@ class Champion:
     revision: int
     sha256: str
     load_seconds: float
-    thresholds: dict[Decision, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Note the threshold that each decision turns on."""
+    @property
+    def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:
+        """What becomes of a score below both thresholds of the arm, from the first on, and from the second on."""
         limits = self.arm.thresholds
-        by_decision = {Decision.ALLOW: limits.review, Decision.REVIEW: limits.review, Decision.BLOCK: limits.block}
-        object.__setattr__(self, "thresholds", by_decision)
+        return (
+            Verdict(Decision.ALLOW, limits.review),
+            Verdict(Decision.REVIEW, limits.review),
+            Verdict(Decision.BLOCK, limits.block),
+        )
 
     @property
     def name(self) -> str:

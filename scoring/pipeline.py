@@ -7,7 +7,6 @@ a dead letter and the rest goes on: every record gives exactly one prediction or
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -23,7 +22,7 @@ from ecluse.telemetry import Telemetry
 from ecluse.transport.ledger import Chunk, Output
 from scoring.alerts import Explainer, severity
 from scoring.bisect import by_halves
-from scoring.champion import Champion
+from scoring.champion import Champion, Verdict
 from scoring.deadletters import DeadLetters
 from scoring.decode import LONGEST_NAME, Decoder, Row
 from scoring.validate import FiniteNumbers
@@ -76,9 +75,9 @@ class Pipeline:
         rows = self._validate(rows)
         rows, matrix = self._features(rows)
         rows, matrix, scores = self._score(rows, matrix)
-        decisions = self._decide(scores)
-        self._predict(rows, scores, decisions)
-        self._alert(rows, matrix, scores, decisions)
+        verdicts = self._decide(scores)
+        self._predict(rows, scores, verdicts)
+        self._alert(rows, matrix, scores, verdicts)
         return outputs
 
     def _decode(self, chunks: Sequence[Chunk], outputs: Sequence[list[Output]]) -> list[Row]:
@@ -118,21 +117,22 @@ class Pipeline:
             return self._without(rows, Stage.SCORE, errors), matrix[:0], np.empty(0)
         return self._without(rows, Stage.SCORE, errors), np.delete(matrix, list(errors), axis=0), np.concatenate(blocks)
 
-    def _decide(self, scores: Scores) -> list[Decision]:
+    def _decide(self, scores: Scores) -> list[Verdict]:
         """By the thresholds of the champion's arm."""
-        limits = self._champion.arm.thresholds
-        review, block = limits.review, limits.block
-        return [
-            Decision.BLOCK if score >= block else Decision.REVIEW if score >= review else Decision.ALLOW
-            for score in scores.tolist()
-        ]
+        champion, limits = self._champion, self._champion.arm.thresholds
+        levels = (scores >= limits.review).astype(np.int64) + (scores >= limits.block)
+        verdicts = champion.verdicts
+        for verdict, count in zip(verdicts, np.bincount(levels, minlength=len(verdicts)).tolist(), strict=True):
+            labels = (champion.name, str(champion.version), champion.arm.name, verdict.decision.value)
+            self._telemetry.predictions.labels(*labels).inc(count)
+        return [verdicts[level] for level in levels.tolist()]
 
-    def _predict(self, rows: Sequence[Row], scores: Scores, decisions: Sequence[Decision]) -> None:
+    def _predict(self, rows: Sequence[Row], scores: Scores, verdicts: Sequence[Verdict]) -> None:
         """One prediction a row."""
         now, champion, topic = self._clock(), self._champion, self._topics.predictions
         model, version, arm, share = champion.name, champion.version, champion.arm.name, champion.arm.share
-        thresholds, revision, encode, headers = champion.thresholds, champion.revision, self._encode, self._headers
-        for row, score, decision in zip(rows, scores.tolist(), decisions, strict=True):
+        revision, encode, headers = champion.revision, self._encode, self._headers
+        for row, score, (decision, threshold) in zip(rows, scores.tolist(), verdicts, strict=True):
             prediction = Prediction(
                 row.id,
                 row.entity,
@@ -144,25 +144,23 @@ class Pipeline:
                 share,
                 score,
                 decision,
-                thresholds[decision],
+                threshold,
                 revision,
                 row.source,
             )
             row.outputs.append(Output(topic, row.record.key(), encode(prediction), headers))
         if rows:
             self._telemetry.latency.observe(now - np.array([row.record.timestamp()[1] for row in rows]) / 1e3)
-        for decision, count in Counter(decisions).items():
-            self._telemetry.predictions.labels(model, str(version), arm, decision.value).inc(count)
 
-    def _alert(self, rows: Sequence[Row], matrix: Matrix, scores: Scores, decisions: Sequence[Decision]) -> None:
+    def _alert(self, rows: Sequence[Row], matrix: Matrix, scores: Scores, verdicts: Sequence[Verdict]) -> None:
         """An alert for each row that is reviewed or blocked, with the inputs that moved its score most."""
-        alerted = [i for i, decision in enumerate(decisions) if decision is not Decision.ALLOW]
+        alerted = [i for i, verdict in enumerate(verdicts) if verdict.decision is not Decision.ALLOW]
         if not alerted:
             return
         now, champion = self._clock(), self._champion
         reasons = self._explainer.reasons([rows[i].event for i in alerted], matrix[alerted], scores[alerted])
         for i, why in zip(alerted, reasons, strict=True):
-            row, score, decision = rows[i], float(scores[i]), decisions[i]
+            row, score, (decision, threshold) = rows[i], float(scores[i]), verdicts[i]
             urgency = severity(decision, score, champion.arm.thresholds.block)
             alert = Alert(
                 event_id=row.id,
@@ -174,7 +172,7 @@ class Pipeline:
                 arm=champion.arm.name,
                 score=score,
                 decision=decision,
-                threshold=champion.thresholds[decision],
+                threshold=threshold,
                 severity=urgency,
                 reasons=why,
                 fields=self._explainer.fields(row.event),

@@ -10,12 +10,12 @@ import logging
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
 from ecluse.errors import BrokerError
@@ -185,27 +185,19 @@ class Owner(threading.Thread):
         first = self._consumer.poll(wait)  # returns at the first record; consume(n, wait) would always wait
         if first is None:
             return
-        place: Any = first.topic(), first.partition()
-        held = self.ledgers.get(place)
+        held = self.ledgers.get(_place(first))
         fetched = self._consumer.consume(2 * self.chunk_records, 0)
-        if self.ledgers.get(place) is held:  # else that call served a rebalance, and `first` is of the time before it
+        # Else that call served a rebalance, and `first` is of the time before it.
+        if self.ledgers.get(_place(first)) is held:
             fetched.insert(0, first)
-        # Plain tuples as keys: they equal and hash like TP, and cost a third.
-        records: defaultdict[Any, list[Any]] = defaultdict(list)
-        ends: dict[Any, Any] = {}
-        for record in fetched:
-            if (error := record.error()) is None:
-                records[record.topic(), record.partition()].append(record)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                ends[record.topic(), record.partition()] = record.offset()
-            else:
-                self._judge(error)
-        for partition, of_partition in records.items():
-            if (ledger := self.ledgers.get(partition)) is not None:
-                self._take_in(ledger, of_partition)
-        for partition, end in ends.items():
-            if (ledger := self.ledgers.get(partition)) is not None:
-                ledger.reached_end(end)
+        records: list[Any] = [message for message in fetched if message.error() is None]
+        for place, run in groupby(records, _place):
+            if (ledger := self.ledgers.get(place)) is not None:
+                self._take_in(ledger, list(run))
+        if len(records) < len(fetched):
+            for message in fetched:
+                if (error := message.error()) is not None:
+                    self._judge(error, message)
 
     def _take_in(self, ledger: Ledger, records: list[Record]) -> None:
         now = time.monotonic()
@@ -218,8 +210,13 @@ class Owner(threading.Thread):
             self._unscored += 1
             self._deliver(chunk)
 
-    def _judge(self, error: KafkaError) -> None:
-        """Most errors of a consumer pass by themselves; these do not."""
+    def _judge(self, error: KafkaError, message: Message) -> None:
+        """Note that a partition's end is reached. Most errors of a consumer pass by themselves; some do not."""
+        if error.code() == KafkaError._PARTITION_EOF:
+            ledger, end = self.ledgers.get(_place(message)), message.offset()
+            if ledger is not None and end is not None:
+                ledger.reached_end(end)
+            return
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise BrokerError(
                 f"An offset of group {self._config.consumer['group.id']} is not on the broker any more, or was never set "
@@ -334,6 +331,11 @@ class Owner(threading.Thread):
 
     def _beat(self) -> None:
         self.progress.beat = time.monotonic()
+
+
+def _place(message: Message) -> Any:
+    """Topic and partition as a plain tuple: it equals and hashes like TP, and costs a third."""
+    return message.topic(), message.partition()
 
 
 def partition_of(place: TopicPartition) -> TP:

@@ -1,6 +1,7 @@
 """A worker: a warm model, then a Faust app whose agent puts chunks through the pipeline."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -52,6 +53,9 @@ def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
         telemetry.model_info.labels(champion.name, str(champion.version), champion.sha256).set(1)
         telemetry.model_load.set(champion.load_seconds)
         health.warm = True
+        # What is loaded by now stays. Walked by the garbage collector again and again, it held the loop for 40 ms at a time.
+        gc.collect()
+        gc.freeze()
         app = worker_app(settings, Pipeline(settings, champion, worker_name(), telemetry), health)
         worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None

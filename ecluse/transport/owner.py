@@ -154,7 +154,9 @@ class Owner(threading.Thread):
     def _turn(self) -> None:
         self._beat()
         may_fetch = self._unscored < UNSCORED_CHUNKS and not self._delivery.full()
-        self._produce_scored(0.0 if may_fetch else BUSY_WAIT)
+        # While chunks are being scored, wait for what comes of them, so that it is produced at once.
+        scoring = self._unscored > 0
+        self._produce_scored(BUSY_WAIT if scoring else 0.0)
         self._delivery.serve()
         now = time.monotonic()
         if now >= self._next_commit:
@@ -165,7 +167,7 @@ class Owner(threading.Thread):
             self._look()
         self._hold_back(may_fetch, now)
         if may_fetch:
-            self._fetch(BUSY_WAIT if any(self.ledgers.values()) else IDLE_WAIT)
+            self._fetch(0.0 if scoring else BUSY_WAIT if any(self.ledgers.values()) else IDLE_WAIT)
         elif self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS:
             self._fetch(BUSY_WAIT)  # everything is paused: this only serves rebalances and commits
 

@@ -40,6 +40,12 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        self.events = Counter(
+            "ecluse_events",
+            "Events taken, by what came of each: prediction or dead_letter.",
+            ["topic", "outcome"],
+            registry=registry,
+        )
         self.predictions = Counter(
             "ecluse_predictions", "Predictions made.", ["model", "version", "arm", "decision"], registry=registry
         )

@@ -149,6 +149,7 @@ class Pipeline:
                 row.source,
             )
             row.outputs.append(Output(topic, row.record.key(), encode(prediction), headers))
+        self._telemetry.events.labels(self._topics.events, "prediction").inc(len(rows))
         if rows:
             self._telemetry.latency.observe(now - np.array([row.record.timestamp()[1] for row in rows]) / 1e3)
 
@@ -196,6 +197,7 @@ class Pipeline:
     def _reject(self, row: Row, error: RecordError) -> None:
         row.outputs.append(self._dead_letter(row.record, row.source, error))
         self._telemetry.dead_letters.labels(error.stage.value).inc()
+        self._telemetry.events.labels(self._topics.events, "dead_letter").inc()
 
 
 def _record_error(stage: Stage, error: Exception) -> RecordError:

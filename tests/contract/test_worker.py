@@ -238,6 +238,8 @@ def test_metrics_speak_of_predictions_dead_letters_lag_and_the_model(trained: Se
         if line.startswith("ecluse_predictions_total{") and model in line
     ]
     assert sum(made) == 50
+    for outcome, count in (("prediction", 50), ("dead_letter", 1)):
+        assert f'ecluse_events_total{{outcome="{outcome}",topic="{trained.names.events}"}} {count}.0' in page
     assert 'ecluse_dead_letters_total{stage="decode"} 1.0' in page
     assert "ecluse_event_to_prediction_seconds_count 50.0" in page
     assert f"ecluse_model_info{{{model}" in page

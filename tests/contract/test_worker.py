@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -244,6 +245,13 @@ def test_metrics_speak_of_predictions_dead_letters_lag_and_the_model(trained: Se
     assert "ecluse_event_to_prediction_seconds_count 50.0" in page
     assert f"ecluse_model_info{{{model}" in page
     assert "process_resident_memory_bytes" in page
+    described = set(
+        re.findall(
+            r"ecluse_[a-z_]+[a-z]", (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+        )
+    )
+    told = set(re.findall(r"^# HELP (ecluse_[a-z_]+)", page, flags=re.MULTILINE))
+    assert described == told - {name for name in told if name.endswith("_created")}
 
 
 def test_a_worker_refuses_topics_whose_partition_counts_differ(trained: Settings, make_settings: MakeSettings) -> None:

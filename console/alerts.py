@@ -89,11 +89,13 @@ def line(alert: Alert) -> Text:
 
 def reason_text(reason: Reason) -> str:
     """A reason in words: the feature, its value, its usual value, and how much it moved the score."""
+    if reason.value is None and reason.usual is None:  # as the worker writes a field that people may not see
+        return f"{printable(reason.feature)} (not shown) {reason.effect:+.2f}"
     return f"{printable(reason.feature)} {_value(reason.value)} (usual {_value(reason.usual)}) {reason.effect:+.2f}"
 
 
 def _value(value: object) -> str:
-    """A value of an event; a missing or hidden one is a dash."""
+    """A value of an event; null where it has none."""
     if value is None:
-        return "–"
+        return "missing"
     return f"{value:.6g}" if isinstance(value, float) else printable(value)

@@ -8,7 +8,7 @@ import threading
 import msgspec
 from rich.console import Console
 
-from console.alerts import line
+from console.alerts import line, reason_text
 from ecluse.contract.codecs import Encoding, encoder
 from ecluse.contract.records import Alert, Decision, Reason, Severity, Source
 from ecluse.settings import Settings
@@ -46,8 +46,13 @@ def test_an_alert_is_one_readable_line_with_why(stream: Settings) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout == (
         "2026-01-01 00:00:00  HIGH      block   0.9731 ≥ 0.9120  card-1  event e-1  "
-        "amount 812.5 (usual 54.1) +0.31, night 1 (usual –) -0.02  | amount=812.5 night=1\n"
+        "amount 812.5 (usual 54.1) +0.31, night 1 (usual missing) -0.02  | amount=812.5 night=1\n"
     )
+
+
+def test_a_reason_that_may_not_be_shown_does_not_look_like_a_missing_value() -> None:
+    assert reason_text(Reason("region", None, None, 0.24)) == "region (not shown) +0.24"
+    assert reason_text(Reason("age", None, 9.0, 0.14)) == "age missing (usual 9) +0.14"
 
 
 def test_json_gives_one_object_a_line_whatever_the_encoding(stream: Settings) -> None:

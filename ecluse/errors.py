@@ -41,7 +41,8 @@ class BrokerUnreachable(BrokerError):
     def __init__(self, servers: str, reason: str = "") -> None:
         super().__init__(
             f"No Kafka broker answers at {servers}{f' ({reason})' if reason else ''}. "
-            "Start one with `ecluse broker start`, or set KAFKA_BOOTSTRAP_SERVERS."
+            "Start it, or name another with KAFKA_BOOTSTRAP_SERVERS or --bootstrap-servers; without either, "
+            "`ecluse broker start` starts one for development."
         )
         self.servers = servers
         self.reason = reason

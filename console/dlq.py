@@ -19,7 +19,7 @@ from console.reading import SinceOption, clock_time, headers_of, printable, read
 from ecluse.contract.codecs import looks_like_json
 from ecluse.contract.headers import ERROR_PREFIX, read_envelope, read_error_headers
 from ecluse.contract.schema import EventSchema
-from ecluse.errors import DataError, EcluseError, RecordError, Stage
+from ecluse.errors import DataError, EcluseError, Stage
 from ecluse.settings import Settings
 
 app = typer.Typer(help="Dead letters: records that could not be scored.", no_args_is_help=True)
@@ -184,7 +184,7 @@ def _visible(settings: Settings, event: Mapping[str, Any]) -> dict[str, Any]:
         try:
             EventSchema({name: declared}).from_msgpack(msgspec.msgpack.encode({name: value}))
             fields[name] = value
-        except (msgspec.ValidationError, RecordError):
+        except (msgspec.ValidationError, OverflowError):  # msgpack has no whole number of more than 64 bits
             kind = f"text of {len(value)} characters" if isinstance(value, str) else type(value).__name__
             fields[name] = f"({kind}, where {declared.type.value} was declared)"
     return fields

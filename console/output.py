@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ecluse.settings import Settings, load
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+#: No emoji: `user:100:5` is a key, not a picture.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 ConfigOption = Annotated[
     Path | None,
@@ -50,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
         numeric = all(isinstance(row[i], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(f"{cell:,}" if isinstance(cell, int | float) else str(cell)) for cell in row))
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int | float) else str(cell)) for cell in row))
     out.print(table)
 
 

@@ -101,6 +101,18 @@ def test_a_message_does_not_give_away_what_it_took_from_the_payload(stream: Sett
         assert "field 'amount'" in output
 
 
+def test_a_number_beyond_64_bits_is_described(stream: Settings) -> None:
+    put(stream, dead_letter(stream, 0, 1, value=b'{"amount": 1%s}' % (b"0" * 30)))
+    assert ecluse(stream, "dlq", "list").exit_code == 0
+    shown = json_of(ecluse(stream, "dlq", "show", "0-0", "--json"))
+    assert shown["fields"] == {"amount": "(int, where number was declared)"}  # type: ignore[index]
+
+
+def test_a_key_between_colons_is_no_picture(stream: Settings) -> None:
+    put(stream, dead_letter(stream, 0, 1, headers=[("trace", b"user:100:5")]))
+    assert "trace: user:100:5" in ecluse(stream, "dlq", "show", "0-0").stdout
+
+
 def test_a_record_without_error_headers_and_value_is_listed_too(stream: Settings) -> None:
     put(stream, (0, None, ()))
     result = ecluse(stream, "dlq", "list")

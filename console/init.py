@@ -39,7 +39,10 @@ def init(
     if name is not None and not NAME.match(name):
         fail(f"'{name}' cannot name a stream: lower-case letters, digits and hyphens, 64 at most.")
     found = infer(file, label=label, key=key, time=time, id=id, name=name)
-    target.write_text(render(found, file), encoding="utf-8", newline="\n")
+    try:
+        target.write_text(render(found, file), encoding="utf-8", newline="\n")
+    except OSError as error:
+        fail(f"{target} cannot be written: {error.strerror}.")
     if as_json:
         print_json({"written": str(target), "stream": found})
         return

@@ -31,7 +31,7 @@ class ModelStore:
                 from_url(location) if "://" in location else LocalStore(Path(location).expanduser(), mkdir=True)
             )
         except (BaseError, ValueError, OSError) as error:
-            raise ModelError(f"The model store {location} cannot be used: {error}") from error
+            raise ModelError(f"The model store {location} cannot be used: {_reason(error)}") from error
 
     @classmethod
     def of(cls, settings: Settings) -> "ModelStore":
@@ -68,8 +68,7 @@ class ModelStore:
 
     def versions(self, name: str) -> list[int]:
         """The versions that are complete, in rising order."""
-        listed = obstore.list(self._store, prefix=f"{_folder(name)}/").collect()
-        parts = [entry["path"].split("/") for entry in listed if entry["path"].endswith(f"/{MANIFEST}")]
+        parts = [path.split("/") for path in self._paths(f"{_folder(name)}/") if path.endswith(f"/{MANIFEST}")]
         return sorted(int(part[-2]) for part in parts if part[-2].isdecimal())
 
     def manifest(self, name: str, version: int, digest: str | None = None) -> Manifest:
@@ -109,8 +108,14 @@ class ModelStore:
         return data
 
     def _numbers(self, prefix: str) -> list[int]:
-        names = [entry["path"].rsplit("/", 1)[-1] for entry in obstore.list(self._store, prefix=prefix).collect()]
+        names = [path.rsplit("/", 1)[-1] for path in self._paths(prefix)]
         return [int(name) for name in names if name.isdecimal()]
+
+    def _paths(self, prefix: str) -> list[str]:
+        try:
+            return [entry["path"] for entry in obstore.list(self._store, prefix=prefix).collect()]
+        except (BaseError, OSError) as error:
+            raise ModelError(f"The model store {self.location} cannot be read: {_reason(error)}") from error
 
     def _put(self, path: str, data: bytes, *, create: bool = False) -> None:
         try:
@@ -118,7 +123,7 @@ class ModelStore:
         except AlreadyExistsError:
             raise
         except (BaseError, OSError) as error:
-            raise ModelError(f"The model store {self.location} cannot be written: {error}") from error
+            raise ModelError(f"The model store {self.location} cannot be written: {_reason(error)}") from error
 
     def _get(self, path: str, which: str) -> bytes:
         try:
@@ -126,7 +131,12 @@ class ModelStore:
         except FileNotFoundError as error:
             raise ModelNotFound(f"The model store {self.location} holds no {which}.") from error
         except (BaseError, OSError) as error:
-            raise ModelError(f"The model store {self.location} cannot be read: {error}") from error
+            raise ModelError(f"The model store {self.location} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The sentence of an error, without the dump of its source that obstore puts under it."""
+    return str(error).partition("\n")[0]
 
 
 def _folder(name: str) -> str:

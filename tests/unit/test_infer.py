@@ -326,3 +326,11 @@ def test_the_command_writes_the_file_once_and_says_what_it_did(tmp_path: Path, m
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["stream"]["label"] == "fraud"
     assert load(Path("ecluse.toml")).stream.name == "other"
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    leaky(2_000).write_csv(tmp_path / "payments.csv")
+    shown = CliRunner().invoke(
+        app, ["init", str(tmp_path / "payments.csv"), "--config", str(tmp_path / "no" / "x.toml")]
+    )
+    assert shown.exit_code == 1 and "cannot be written: No such file or directory." in shown.output

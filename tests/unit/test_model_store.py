@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ecluse.contract.records import Release, Thresholds
 from ecluse.contract.schema import EventSchema, Field, FieldType
-from ecluse.errors import ModelNotFound, ModelRefused
+from ecluse.errors import ModelError, ModelNotFound, ModelRefused
 from ecluse.model.features import Feature
 from ecluse.model.manifest import ONNX, Histogram, Manifest, histogram, reference_histogram, sha256
 from ecluse.model.runtime import load_model
@@ -161,3 +161,10 @@ def test_the_usual_value_of_a_category_is_the_most_frequent() -> None:
     shop = Feature("shop", "shop", "category", categories=("web", "corner"))
     counted = reference_histogram(shop, np.array([0, 0, 0, 1, 2, 2, np.nan], dtype=np.float32))
     assert counted == Histogram((0.5, 1.5), (3, 1, 2), 1, 0.0)
+
+
+def test_a_store_that_cannot_be_listed_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cards").write_text("a file where a folder must be", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"^The model store .* cannot be read: .*$") as refused:
+        ModelStore(str(tmp_path)).claim("cards")
+    assert "\n" not in str(refused.value)

@@ -149,6 +149,11 @@ class Route(msgspec.Struct, frozen=True):
     arms: tuple[Arm, ...]
     created_at: Moment
 
+    def __post_init__(self) -> None:
+        """Refuse a route that leads nowhere."""
+        if not self.arms:
+            raise ValueError("a route needs at least one arm")
+
     @property
     def key(self) -> str:
         """The record's key on the models topic."""

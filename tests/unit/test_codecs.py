@@ -60,3 +60,8 @@ def test_keys_on_the_models_topic_name_the_kind_and_the_version() -> None:
 
 def test_the_content_type_names_the_format() -> None:
     assert CONTENT_TYPES == {"msgpack": b"application/msgpack", "json": b"application/json"}
+
+
+def test_a_route_without_arms_is_no_route() -> None:
+    with pytest.raises(msgspec.ValidationError, match="at least one arm"):
+        Reader(Route)(b'{"name": "cards", "arms": [], "created_at": 0.0}')

@@ -36,8 +36,7 @@ class Model:
 
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """The probability of class 1 for rows of features, (n, features) to (n,)."""
-        # float32 sums of a forest's votes may end a rounding error above 1.
-        return np.clip(probabilities(self._session, matrix), 0.0, 1.0)
+        return clipped(probabilities(self._session, matrix))
 
     def warm(self) -> None:
         """Run the model once in each of the usual sizes, so that the first event waits for nothing.
@@ -60,6 +59,11 @@ def probabilities(loaded: Any, matrix: NDArray[np.float32]) -> NDArray[np.float6
     """What a session that `session` made says of class 1, (n, features) to (n,)."""
     (both,) = loaded.run([loaded.get_outputs()[-1].name], {loaded.get_inputs()[0].name: matrix})
     return np.asarray(both)[:, 1].astype(np.float64)
+
+
+def clipped(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores within 0 and 1: float32 sums of a forest's votes may end a rounding error outside."""
+    return np.clip(scores, 0.0, 1.0)
 
 
 def session(onnx: bytes, features: int) -> Any:

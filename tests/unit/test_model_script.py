@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from ecluse.errors import ModelRefused
+from ecluse.model import runtime
 from retrain.convert import TOLERANCE, compare, to_onnx_bytes
 from retrain.script import load_script, probabilities, run_script
 
@@ -131,3 +133,12 @@ def test_an_estimator_without_an_onnx_form_is_refused() -> None:
     )
     with pytest.raises(ModelRefused, match="Pipeline cannot be converted to ONNX"):
         to_onnx_bytes(estimator, 2)
+
+
+def test_no_threshold_can_lie_above_what_a_worker_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    above = np.nextafter(np.float32(1), np.float32(2)).astype(np.float64)
+    monkeypatch.setattr(runtime, "session", lambda *_: None)
+    monkeypatch.setattr(runtime, "probabilities", lambda _, rows: np.full(len(rows), above))
+    sure = SimpleNamespace(predict_proba=lambda rows: np.tile([0.0, 1.0], (len(rows), 1)))
+    scores, _ = compare(sure, b"", np.zeros((3, 1), dtype=np.float32))
+    assert scores.max() == 1.0

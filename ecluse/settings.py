@@ -109,6 +109,11 @@ class StreamSettings(_Section):
             return self.shown_fields
         return tuple(name for name, field in self.fields.items() if field.type is not FieldType.TEXT)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The fields of type text."""
+        return tuple(name for name, field in self.fields.items() if field.type is FieldType.TEXT)
+
     def schema_of_events(self) -> EventSchema:
         """The decoder of this stream's events."""
         return EventSchema(self.fields)
@@ -217,6 +222,15 @@ class Settings(BaseSettings):
     thresholds: ThresholdSettings = ThresholdSettings()
     worker: WorkerSettings = WorkerSettings()
 
+    @model_validator(mode="after")
+    def _label_apart(self) -> "Settings":
+        if self.model.label in self.stream.fields:
+            raise ValueError(
+                f"model.label names '{self.model.label}', which stream.fields declares too: the truth is not known when the "
+                "event happens, so no event carries it"
+            )
+        return self
+
     @property
     def names(self) -> Topics:
         """The names of the stream's topics."""
@@ -319,6 +333,8 @@ def _kafka_environment() -> dict[str, str]:
                 found[key] = Path(file).read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise SettingsError([f"{name}_FILE names {file}, which cannot be read: {error.strerror}."]) from error
+            except UnicodeDecodeError:  # it holds the secret: neither its words nor a traceback may be shown
+                raise SettingsError([f"{name}_FILE names {file}, which is not UTF-8 text."]) from None
     return found
 
 

@@ -23,7 +23,6 @@ BATCH_ROWS = 10_000
 #: The shortest wait of a paced replay, in seconds: events that are due within it go together.
 _TICK = 0.01
 _TIME = "__ecluse_time"
-_RFC3339 = "%Y-%m-%dT%H:%M:%S%.fZ"
 
 Column = Sequence[Any]
 
@@ -65,7 +64,7 @@ class Replay:
         self.path = path
         self.pace = pace
         self.stream = settings.stream
-        frame = tables.scan(path)
+        frame = tables.scan(path, self.stream.texts)
         self._schema = tables.columns(frame, path)
         self.fields = _fields_in_file(self.stream, self._schema, path)
         time_field = self.stream.time_field
@@ -179,10 +178,10 @@ def _column(series: pl.Series, kind: FieldType) -> Column:
     if dtype.is_float():
         series = series.fill_nan(None)
     elif dtype.is_temporal():
-        return _moments(series).to_list()
+        return tables.rfc3339(series).to_list()
     match kind:
         case FieldType.TEXT:
-            return _as_text(series)
+            return series.to_list() if dtype.is_nested() else tables.as_texts(series).to_list()
         case FieldType.NUMBER if dtype == pl.Boolean:
             return series.cast(pl.Int8).to_list()
         case FieldType.NUMBER if dtype == pl.String:
@@ -192,7 +191,7 @@ def _column(series: pl.Series, kind: FieldType) -> Column:
         case FieldType.INTEGER if dtype == pl.String:
             return _or_as_it_is(series.str.strip_chars().cast(pl.Int64, strict=False), series)
         case FieldType.INTEGER if dtype.is_float():
-            return _or_as_it_is(_whole(series), series)
+            return _or_as_it_is(tables.whole(series), series)
         case FieldType.BOOLEAN if dtype.is_numeric():
             return _or_as_it_is(
                 series.replace_strict({0: False, 1: True}, default=None, return_dtype=pl.Boolean), series
@@ -204,32 +203,10 @@ def _column(series: pl.Series, kind: FieldType) -> Column:
     return series.to_list()
 
 
-def _as_text(series: pl.Series) -> Column:
-    if series.dtype.is_float():  # 596.0 is how a whole column with blanks was written
-        return _or_as_it_is(_whole(series).cast(pl.String), series.cast(pl.String))
-    if series.dtype == pl.Boolean or series.dtype.is_numeric() or series.dtype in (pl.Categorical, pl.Enum):
-        return series.cast(pl.String).to_list()
-    return series.to_list()
-
-
-def _whole(series: pl.Series) -> pl.Series:
-    """The whole numbers among floats as integers; null where there is a fraction."""
-    return series.set((series.floor() != series).fill_null(True), None).cast(pl.Int64, strict=False)
-
-
 def _or_as_it_is(converted: pl.Series, original: pl.Series) -> Column:
     if converted.null_count() == original.null_count():
         return converted.to_list()
     return [o if c is None else c for c, o in zip(converted.to_list(), original.to_list(), strict=True)]
-
-
-def _moments(series: pl.Series) -> pl.Series:
-    """Dates and times as RFC 3339 text in UTC; times without a zone are UTC."""
-    if isinstance(series.dtype, pl.Datetime) or series.dtype == pl.Date:
-        zoned = isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone
-        moments = series.dt.convert_time_zone("UTC") if zoned else series.cast(pl.Datetime("us"))
-        return moments.dt.strftime(_RFC3339)
-    return series.cast(pl.String)
 
 
 def _utc(column: str, dtype: pl.DataType) -> pl.Expr:

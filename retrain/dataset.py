@@ -50,7 +50,7 @@ def read_rows(settings: Settings, file: Path, since: dt.datetime | None, until: 
         DataError: the file cannot be read, lacks a column, or a limit is given where rows have no time.
         ModelRefused: the label is not a truth of two classes.
     """
-    scanned = tables.scan(file)
+    scanned = tables.scan(file, settings.stream.texts)
     present = tables.columns(scanned, file)
     label, time = settings.model.label, settings.stream.time_field
     if label not in present:
@@ -60,6 +60,8 @@ def read_rows(settings: Settings, file: Path, since: dt.datetime | None, until: 
         raise DataError(f"{file} lacks the required fields {', '.join(required)} (stream.fields).")
     wanted = dict.fromkeys([*(name for name in settings.stream.fields if name in present), label])
     frame = tables.collect(scanned.select(list(wanted)), file)
+    texts = [name for name in settings.stream.texts if name in present and not present[name].is_nested()]
+    frame = frame.with_columns(tables.as_texts(frame[name]) for name in texts)
 
     times = seconds_of(frame[time]) if time in frame.columns else None
     if times is None and (since or until):

@@ -24,7 +24,7 @@ def choose_features(
         schema: the stream's.
         frame: the rows to train on.
         named: what to take, each as ``field`` or ``field.transform`` (``time.hour``); every usable field where None.
-        roles: fields that are inputs only if named, and what they are (``{"fraud": "the label"}``).
+        roles: fields that are inputs only if named, and what they are (``{"card": "the key"}``).
 
     Returns:
         The features, and for each field that was left out why.
@@ -72,10 +72,10 @@ def _feature(name: str, schema: EventSchema, frame: pl.DataFrame) -> Feature:
         raise ModelRefused(f"model.features names '{name}', which cannot be an input: {reason}.")
     if transform != "category" or field not in frame.columns:
         return Feature(name, field, transform)
-    counts = frame[field].cast(pl.String).drop_nulls().value_counts(sort=False)
+    counts = frame[field].alias("text").cast(pl.String).drop_nulls().value_counts(sort=False)
     # Equal counts by name, so that the same rows give the same codes.
-    frequent = counts.sort(["count", field], descending=[True, False]).head(_MOST_CATEGORIES)
-    return Feature(name, field, transform, categories=tuple(frequent[field].to_list()))
+    frequent = counts.sort(["count", "text"], descending=[True, False]).head(_MOST_CATEGORIES)
+    return Feature(name, field, transform, categories=tuple(frequent["text"].to_list()))
 
 
 def _usual_transform(field: str, schema: EventSchema) -> Transform | None:

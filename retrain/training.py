@@ -99,7 +99,7 @@ def train_and_publish(
 def _fit(settings: Settings, script: Script, training: Rows, later: Rows, say: Callable[[str], None]) -> _Fitted:
     stream, schema = settings.stream, settings.stream.schema_of_events()
     roles = {stream.id_field: "the id", stream.time_field: "the time", stream.key_field: "the key"}
-    named_roles = {field: role for field, role in roles.items() if field} | {settings.model.label: "the label"}
+    named_roles = {field: role for field, role in roles.items() if field}
     features, left_out = choose_features(schema, training.frame, settings.model.features, named_roles)
     inputs = FeatureSet(features, schema)
     matrix, later_matrix = inputs.matrix_of_frame(training.frame), inputs.matrix_of_frame(later.frame)

@@ -13,16 +13,15 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from ecluse.contract.schema import Event, EventSchema, FieldType, seconds
+from ecluse.contract.schema import NUMERIC, Event, EventSchema, FieldType, seconds
 from ecluse.errors import DataError, ModelRefused
 
 Transform = Literal["number", "log1p", "hour", "weekday", "category"]
 Column = NDArray[np.float64] | list[Any]
 
-_NUMERIC = frozenset({FieldType.NUMBER, FieldType.INTEGER, FieldType.BOOLEAN})
 _TAKES: dict[Transform, frozenset[FieldType]] = {
-    "number": _NUMERIC,
-    "log1p": _NUMERIC,
+    "number": NUMERIC,
+    "log1p": NUMERIC,
     "hour": frozenset({FieldType.TIME}),
     "weekday": frozenset({FieldType.TIME}),
     "category": frozenset({FieldType.TEXT}),
@@ -172,8 +171,9 @@ def _column(frame: pl.DataFrame, field: str) -> pl.Series:
 def _floats(frame: pl.DataFrame, field: str) -> NDArray[np.float64]:
     column = _column(frame, field)
     try:
-        # Null becomes NaN, true becomes 1.
-        return column.cast(pl.Float64).to_numpy()
+        # Null becomes NaN, true becomes 1. No event carries infinity: its place is blank there, so it is here.
+        numbers = column.cast(pl.Float64).to_numpy()
+        return np.where(np.isfinite(numbers), numbers, np.nan)
     except PolarsError as error:
         raise DataError(f"The column '{field}' holds {column.dtype}, which is not a number.") from error
 

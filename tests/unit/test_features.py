@@ -83,6 +83,14 @@ def test_what_float32_cannot_hold_takes_its_largest_value() -> None:
     assert matrix[:, 0].tolist() == [np.finfo(np.float32).max, np.finfo(np.float32).min]
 
 
+def test_infinity_in_a_file_is_blank_as_it_is_in_the_event_made_of_it() -> None:
+    schema = EventSchema({"x": Field(FieldType.NUMBER, required=False)})
+    inputs = FeatureSet([Feature("x", "x", "number")], schema)
+    trained = inputs.matrix_of_frame(pl.DataFrame({"x": [math.inf, -math.inf, 1.0]}))
+    scored = inputs.matrix([schema.decode(msgspec.json.encode({"x": x})) for x in (math.inf, -math.inf, 1.0)])
+    np.testing.assert_array_equal(trained, scored)
+
+
 @pytest.mark.parametrize(
     "column",
     [

@@ -8,7 +8,9 @@ import pytest
 
 from ecluse.contract.schema import EventSchema, Field, FieldType
 from ecluse.errors import DataError, ModelRefused
+from ecluse.model.features import FeatureSet
 from ecluse.settings import Settings
+from ingest.replay import Replay, _records
 from retrain.dataset import hold_out, read_rows
 from retrain.inputs import choose_features
 from tests.conftest import MakeSettings
@@ -158,3 +160,37 @@ def test_named_inputs_are_taken_as_they_are_named() -> None:
 def test_a_named_input_that_cannot_be_is_refused_by_name(name: str) -> None:
     with pytest.raises(ModelRefused, match=name):
         choose_features(SCHEMA, FRAME, (name,), {})
+
+
+def test_a_text_may_be_called_as_polars_calls_its_counts() -> None:
+    schema = EventSchema({"count": Field(FieldType.TEXT)})
+    features, _ = choose_features(schema, pl.DataFrame({"count": ["a", "b", "a"]}), None, {})
+    assert features[0].categories == ("a", "b")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["00123", "456", None],
+        [1.0, 2.0, None],
+        [dt.date(2026, 1, 2), None, None],
+        [True, None, False],
+        ["True", None, "x"],
+    ],
+)
+def test_a_text_is_the_same_category_in_training_and_in_the_event_that_publish_makes(
+    make_settings: MakeSettings, tmp_path: Path, values: list[Any], suffix: str
+) -> None:
+    fields = {"code": {"type": "text", "required": False}}
+    settings = make_settings(stream={"fields": fields, "id_field": None, "time_field": None, "key_field": None})
+    file, frame = tmp_path / f"rows.{suffix}", pl.DataFrame({"code": values, "fraud": [0, 1, 0]})
+    frame.write_csv(file) if suffix == "csv" else frame.write_parquet(file)
+    rows, schema = read_rows(settings, file, None, None), settings.stream.schema_of_events()
+    features, _ = choose_features(schema, rows.frame, ("code",), {})
+    inputs = FeatureSet(features, schema)
+    replay = Replay(settings, file)
+    events = [schema.decode(value) for batch in replay._batches() for _, value in _records(batch, replay.fields, None)]
+    np.testing.assert_array_equal(inputs.matrix(events), inputs.matrix_of_frame(rows.frame))
+    if suffix == "csv" and values[0] == "00123":
+        assert features[0].categories == ("00123", "456")

@@ -193,6 +193,14 @@ def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert password.get_secret_value() == SECRET
     monkeypatch.setenv("KAFKA_SASL_PASSWORD_FILE", "/nowhere")
     assert refusal() == "KAFKA_SASL_PASSWORD_FILE names /nowhere, which cannot be read: No such file or directory."
+    (tmp_path / "binary").write_bytes(b"\xff" + SECRET.encode())
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD_FILE", str(tmp_path / "binary"))
+    assert refusal() == f"KAFKA_SASL_PASSWORD_FILE names {tmp_path / 'binary'}, which is not UTF-8 text."
+
+
+def test_the_label_is_no_field_of_an_event() -> None:
+    field = next(iter(configured().stream.fields))
+    assert "the truth is not known when the event happens" in refusal(f'\n[model]\nlabel = "{field}"\n')
 
 
 def test_settings_do_not_change_once_made() -> None:

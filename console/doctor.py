@@ -36,7 +36,7 @@ def doctor_command(config: ConfigOption = None, servers: ServersOption = None, j
     if json:
         print_json({"ok": not faults, "checks": [asdict(check) for check in checks]})
     else:
-        out.print(f"\n{faults} of {len(checks)} checks found a fault." if faults else "\nAll is well.")
+        out.print(f"\n{faults} of {len(checks)} checks found a fault." if faults else "\nNothing is wrong.")
     if faults:
         raise typer.Exit(1)
 

@@ -50,8 +50,10 @@ def init(
     say(f"\nWritten to {target}, each decision as a comment beside it. Next:")
     option = f" --config {shlex.quote(str(target))}" if config else ""
     rows = shlex.quote(str(file))
-    for command in ("topics create", f"model train {rows}", f"publish {rows}", "worker"):
+    say("  ecluse broker start   # where there is no Kafka yet")
+    for command in ("topics create", f"model train {rows}", "worker", "alerts --follow", f"publish {rows}"):
         say(f"  ecluse {command}{option}")
+    say("The worker and the alerts go on until Ctrl-C: give each a terminal of its own.")
 
 
 def _show(found: "Inferred") -> None:

@@ -1,5 +1,6 @@
 """Kafka clients with the defaults that Écluse needs, made from the settings."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ def client_config(kafka: KafkaSettings) -> Config:
         "ssl.ca.location": kafka.ssl_cafile and str(kafka.ssl_cafile),
         "ssl.certificate.location": kafka.ssl_certfile and str(kafka.ssl_certfile),
         "ssl.key.location": kafka.ssl_keyfile and str(kafka.ssl_keyfile),
+        # librdkafka's default would leave events waiting for 10 s after the broker is back.
+        "reconnect.backoff.max.ms": 1000,
         # What librdkafka prints by itself goes to stderr in its own format; errors reach us through the calls.
         "log_level": 2,
     }
@@ -93,10 +96,14 @@ def partition_counts(settings: Settings) -> dict[str, int]:
     Raises:
         BrokerUnreachable: no broker answered in time.
     """
-    try:
-        metadata = admin(settings).list_topics(timeout=PATIENCE)
-    except KafkaException as error:
-        raise BrokerUnreachable(settings.kafka.bootstrap_servers, error.args[0].str()) from error
+    client, deadline = admin(settings), time.monotonic() + PATIENCE
+    while True:
+        try:
+            metadata = client.list_topics(timeout=0.5)  # a short call, so that Ctrl-C is heard in between
+            break
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise BrokerUnreachable(settings.kafka.bootstrap_servers, error.args[0].str()) from error
     return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
 

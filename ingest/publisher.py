@@ -113,8 +113,6 @@ class Publisher:
             "message.max.bytes": self._limit,
             # Every event has a confirmation of its own: one that the broker refuses must not end the others.
             "enable.gapless.guarantee": False,
-            # librdkafka's default would leave events waiting for 10 s after the broker is back.
-            "reconnect.backoff.max.ms": 1_000,
         }
         return Producer(kafka.producer_config(self.settings) | limits)
 

@@ -39,6 +39,8 @@ UNCONFIRMED_CHUNKS = 64
 STALL_SECONDS = 1.0
 #: How often the thread tells of lag and of chunks in hand.
 LOOK_SECONDS = 0.25
+#: How often an outage of the broker is told again.
+TELL_SECONDS = 30.0
 IDLE_WAIT = 0.02
 BUSY_WAIT = 0.002
 #: How long leaving or handing over a partition waits for the broker to confirm what was produced.
@@ -98,7 +100,7 @@ class Owner(threading.Thread):
         self._paused: set[TP] = set()
         self._unscored = 0
         self._stalled_since: float | None = None
-        self._next_commit = self._next_look = 0.0
+        self._next_commit = self._next_look = self._tell_outage_after = 0.0
         self.ledgers: dict[TP, Ledger] = {}
         self.chunk_records = FIRST_CHUNK_RECORDS
         self.progress = Progress()
@@ -132,7 +134,8 @@ class Owner(threading.Thread):
         try:
             self._delivery = AtLeastOnce(self._config.producer, self._beat)
             self._consumer = Consumer(
-                self._config.consumer | {"on_commit": self._on_commit, "enable.partition.eof": True}
+                self._config.consumer
+                | {"on_commit": self._on_commit, "error_cb": self._on_error, "enable.partition.eof": True}
             )
         except BaseException as error:
             self._crashed(error)
@@ -312,7 +315,8 @@ class Owner(threading.Thread):
         self._forget(places)
         self.progress.assigned = False  # until the group takes this worker in again
         logger.warning(
-            "lost partitions %s: the group took this worker for dead", sorted(place.partition for place in places)
+            "lost partitions %s: this worker was silent for a session, or cut off from the broker",
+            sorted(place.partition for place in places),
         )
 
     def _forget(self, places: list[TopicPartition]) -> None:
@@ -330,6 +334,14 @@ class Owner(threading.Thread):
         if error is not None:
             self.progress.commit_failures += 1
             logger.warning("commit failed, will be tried again: %s", error.str())
+
+    def _on_error(self, error: KafkaError) -> None:
+        """What librdkafka says of its connections. Most passes; that nobody answers should be told."""
+        now = time.monotonic()
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and now >= self._tell_outage_after:
+            self._tell_outage_after = now + TELL_SECONDS
+            servers = self._config.consumer["bootstrap.servers"]
+            logger.warning("no broker answers at %s: nothing is scored until one does; the worker waits, warm", servers)
 
     def _beat(self) -> None:
         self.progress.beat = time.monotonic()

@@ -45,7 +45,7 @@ def test_a_stream_that_is_ready_is_well(stream: Settings, tmp_path: Path) -> Non
     with_model(stream, tmp_path)
     result = ecluse(stream, "doctor")
     assert result.exit_code == 0, result.output
-    assert "All is well." in result.stdout
+    assert "Nothing is wrong." in result.stdout
     assert "version 1" in result.stdout and "loads and scores" in result.stdout
     code, found = checks(stream)
     assert code == 0

@@ -30,7 +30,8 @@ class PartitionAudit:
 
     `predictions` and `dead_letters` are outputs of these events, repeated ones included; `doubled` are the repeated ones.
     `missing` events have no output; `missing_offsets` are the first of them. `waiting` offsets lie beyond `end`: not
-    scored yet. `stray` outputs name no event of this partition (or a record of another topic, as a dead label does).
+    scored yet. `expired` events have no output either, but lie before the first output that is still held: it may have been
+    deleted. `stray` outputs name no event of this partition (or a record of another topic, as a dead label does).
     """
 
     partition: int
@@ -42,6 +43,7 @@ class PartitionAudit:
     missing: int
     doubled: int
     waiting: int
+    expired: int
     stray: int
     missing_offsets: tuple[int, ...]
 
@@ -85,6 +87,11 @@ class AuditReport:
         return sum(row.waiting for row in self.partitions)
 
     @property
+    def expired(self) -> int:
+        """Events without an output that are older than the outputs still held: nothing can be said of them."""
+        return sum(row.expired for row in self.partitions)
+
+    @property
     def stray(self) -> int:
         """Outputs that name no event of their partition."""
         return sum(row.stray for row in self.partitions)
@@ -104,6 +111,12 @@ class AuditReport:
             text = f"Nothing is missing: each of {self.events:,} events has exactly one prediction or dead letter."
         if self.doubled:
             text += f" {self.doubled:,} outputs are repetitions (at-least-once allows them)."
+        if self.expired:
+            text += (
+                f" {self.expired:,} events are older than the outputs that are still held: nothing can be said of them."
+            )
+        if self.stray:
+            text += f" {self.stray:,} outputs name no event of their partition."
         return text + (f" {self.waiting:,} wait to be scored." if self.waiting else "")
 
 
@@ -142,6 +155,10 @@ def audit(settings: Settings, *, everything: bool = False, since: float | None =
             tally = Tally(first, end)
             wanted = [(low, end), *(output.get(partition, (0, 0)) for output in outputs)]
             counts = _count(settings, consumers, partition, wanted, tally)
+            if since is None:
+                tally.provable = max(
+                    first, *(_first_certain(span, each) for span, each in zip(wanted[1:], counts, strict=True))
+                )
             rows.append(_row(partition, tally, counts, high))
     return AuditReport(names.events, tuple(rows), time.monotonic() - began)
 
@@ -150,6 +167,13 @@ def audit(settings: Settings, *, everything: bool = False, since: float | None =
 class _Outputs:
     counted: int = 0
     stray: int = 0
+    first_source: int | None = None
+
+
+def _first_certain(span: Span, outputs: _Outputs) -> int:
+    """The event from which on all outputs of a topic are held: retention has deleted those before the first one."""
+    deleted = span[0] > 0
+    return outputs.first_source if deleted and outputs.first_source is not None else 0
 
 
 def _row(partition: int, tally: Tally, counts: tuple[_Outputs, _Outputs], high: int) -> PartitionAudit:
@@ -164,6 +188,7 @@ def _row(partition: int, tally: Tally, counts: tuple[_Outputs, _Outputs], high: 
         missing=tally.missing,
         doubled=tally.doubled,
         waiting=high - tally.end,
+        expired=tally.expired,
         stray=predictions.stray + dead_letters.stray,
         missing_offsets=tally.sample_of_missing(_SAMPLE),
     )
@@ -221,6 +246,7 @@ def _walk_outputs(
         counts.stray += len(batch) - len(offsets)
         counts.counted += tally.outputs(offsets)
         if offsets:
+            counts.first_source = offsets[0] if counts.first_source is None else counts.first_source
             reached = offsets[-1] + 1
         yield reached
 
@@ -279,20 +305,21 @@ def audit_command(
         raise typer.Exit(1)
 
 
-_COLUMNS = ("events", "predictions", "dead_letters", "missing", "doubled", "waiting", "stray")
+_COLUMNS = ("events", "predictions", "dead_letters", "missing", "doubled", "waiting", "expired", "stray")
 
 
 def _print(report: AuditReport) -> None:
+    columns = [name for name in _COLUMNS if name not in ("expired", "stray") or getattr(report, name)]
     rows: list[list[object]] = [
         [
             row.partition,
             f"{row.first}-{row.end - 1}" if row.end > row.first else "none",
-            *(getattr(row, name) for name in _COLUMNS),
+            *(getattr(row, name) for name in columns),
         ]
         for row in report.partitions
     ]
-    rows.append(["all", "", *(getattr(report, name) for name in _COLUMNS)])
-    print_table(["partition", "offsets", *(name.replace("_", " ") for name in _COLUMNS)], rows, title=report.topic)
+    rows.append(["all", "", *(getattr(report, name) for name in columns)])
+    print_table(["partition", "offsets", *(name.replace("_", " ") for name in columns)], rows, title=report.topic)
     for row in report.partitions:
         if row.missing:
             sample = ", ".join(str(offset) for offset in row.missing_offsets)

@@ -49,7 +49,7 @@ class Tally:
 
     Every offset in the range must be covered once: by an output, or by standing for no event (a transaction marker, an
     aborted or a compacted record). What is covered by nothing is missing; what an output covers again is doubled, and so
-    is an output of an offset that stands for no event. So outputs = events - missing + doubled.
+    is an output of an offset that stands for no event. So outputs = events - missing - expired + doubled.
     """
 
     def __init__(self, first: int, end: int) -> None:
@@ -57,6 +57,8 @@ class Tally:
         self.end = max(first, end)
         self.events = self.end - first
         self.doubled = 0
+        #: From here on every output must still be held; of an earlier event without one nothing can be said.
+        self.provable = first
         self._coverage = Coverage()
 
     def no_events(self, start: int, end: int) -> None:
@@ -76,12 +78,20 @@ class Tally:
 
     @property
     def missing(self) -> int:
-        """How many events have no output."""
-        return sum(end - start for start, end in self._coverage.holes(self.first, self.end))
+        """How many events have no output, though it would still be held."""
+        return self._uncovered(self.provable, self.end)
+
+    @property
+    def expired(self) -> int:
+        """How many events have no output, and could have had one that is deleted by now."""
+        return self._uncovered(self.first, min(self.provable, self.end))
+
+    def _uncovered(self, start: int, end: int) -> int:
+        return sum(hole_end - hole_start for hole_start, hole_end in self._coverage.holes(start, end))
 
     def sample_of_missing(self, count: int) -> tuple[int, ...]:
         """The first offsets that have no output, `count` at most."""
-        holes = self._coverage.holes(self.first, self.end)
+        holes = self._coverage.holes(self.provable, self.end)
         return tuple(islice((offset for start, end in holes for offset in range(start, end)), count))
 
 

@@ -163,3 +163,17 @@ def test_since_leaves_out_older_events(stream: Settings) -> None:
 def test_a_stream_without_topics_is_refused(servers: str, make_settings: MakeSettings) -> None:
     with pytest.raises(TopicsWrong, match="ecluse topics create"):
         audit(make_settings(servers))
+
+
+def test_events_whose_outputs_retention_may_have_deleted_are_expired_and_not_missing(stream: Settings) -> None:
+    produce(stream, stream.names.events, [(0, b"{}", ()) for _ in range(10)])
+    outputs = [(0, prediction(stream, 0, offset), ()) for offset in range(10) if offset != 7]
+    produce(stream, stream.names.predictions, outputs)
+    commit(stream, {0: 10, 1: 0, 2: 0, 3: 0})
+    client = AdminClient({"bootstrap.servers": stream.kafka.bootstrap_servers})
+    for future in client.delete_records([TopicPartition(stream.names.predictions, 0, 4)]).values():
+        future.result(10)
+    report = audit(stream)
+    assert (report.events, report.predictions, report.expired, report.missing) == (10, 5, 4, 1)
+    assert report.partitions[0].missing_offsets == (7,)
+    assert "4 events are older than the outputs that are still held" in report.verdict

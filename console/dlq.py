@@ -72,13 +72,10 @@ def list_command(
         return
     if letters:
         prefix = settings.names.prefix
-        columns = ("partition-offset", "when (UTC)", "stage", "error", "message", "source")
-        rows = [
-            (x.place, clock_time(x.when), x.stage, x.error.rpartition(".")[2], x.message, x.source.removeprefix(prefix))
-            for x in letters
-        ]
+        columns = ("place", "when (UTC)", "stage", "message", "source")
+        rows = [(x.place, clock_time(x.when), x.stage, x.message, x.source.removeprefix(prefix)) for x in letters]
         print_table(columns, rows)
-        say("`ecluse dlq show PARTITION-OFFSET` shows one.")
+        say("`ecluse dlq show PLACE` shows one.")
     counts = ", ".join(f"{printable(name) or 'no stage'} {number:,}" for name, number in stages.most_common())
     out.print(f"{stages.total():,} dead letters{': ' if counts else ''}{counts}", markup=False, soft_wrap=True)
 

@@ -25,9 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(demo)
-app.command()(publish)
-app.command()(init)
 
 
 def _version(wanted: bool) -> None:
@@ -45,11 +42,15 @@ def _main(
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+# In the order in which a newcomer needs them.
+app.command()(demo)
+app.command()(init)
 app.add_typer(broker_command.app, name="broker")
 app.add_typer(topics.app, name="topics")
 app.add_typer(config.app, name="config")
 app.add_typer(model.app, name="model")
 app.command("worker")(worker_command)
+app.command()(publish)
 app.command("alerts")(alerts_command)
 app.add_typer(dlq.app, name="dlq")
 app.command("audit")(audit_command)

@@ -17,7 +17,7 @@ def worker_command(
 ) -> None:
     """Score events until stopped (SIGTERM or Ctrl-C), which commits what is done and leaves the group.
 
-    Start as many as there are partitions; each new one takes its share. /metrics and /health listen where
+    Start one for each core, up to one for each partition; a new one takes its share. /metrics and /health listen where
     worker.metrics_host and worker.metrics_port say.
     """
     from scoring.worker import run_worker

@@ -1,6 +1,7 @@
 """`ecluse dlq` on a real broker: what went wrong is shown, what the record holds is not."""
 
 import hashlib
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,8 +26,10 @@ def test_dead_letters_are_listed_with_why_and_counted_by_stage(stream: Settings)
     )
     result = ecluse(stream, "dlq", "list")
     assert result.exit_code == 0, result.output
-    for text in ("0-0", "decode", " events-0-17 ", "RecordError", "field 'amount' is missing"):
+    for text in ("0-0", "decode", " events-0-17 ", "field 'amount' is missing"):
         assert text in result.stdout
+    letters: Any = json_of(ecluse(stream, "dlq", "list", "--json"))["dead_letters"]
+    assert {letter["error"] for letter in letters} == {"ecluse.errors.RecordError"}
     assert "3 dead letters: validate 2, decode 1" in result.stdout
 
 

@@ -160,7 +160,8 @@ class Owner(threading.Thread):
         # While chunks are being scored, wait for what comes of them, so that it is produced at once.
         scoring = self._unscored > 0
         self._produce_scored(BUSY_WAIT if scoring else 0.0)
-        self._delivery.serve()
+        # With a full producer and nothing to score there is only the broker to wait for.
+        self._delivery.serve(0.0 if scoring or may_fetch else BUSY_WAIT)
         now = time.monotonic()
         if now >= self._next_commit:
             self._next_commit = now + self._config.commit_interval

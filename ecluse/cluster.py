@@ -1,7 +1,9 @@
 """The stream's topics and its workers' group on the cluster: make them, and hold them against what the stream needs."""
 
-from contextlib import closing
-from typing import Literal
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic
@@ -13,6 +15,9 @@ from ecluse.errors import BrokerError, BrokerUnreachable, TopicsWrong
 from ecluse.settings import Settings
 
 Where = Literal["earliest", "latest"]
+
+#: How long one look at the lag may wait for an answer, in seconds: who looks again and again must stay able to act.
+_LOOK_SECONDS = 2.0
 
 
 def create_topics(settings: Settings) -> list[str]:
@@ -153,3 +158,66 @@ def seed_offsets(settings: Settings, where: Where) -> list[int]:
         except KafkaException as error:
             raise BrokerError(f"The offsets of group {settings.group} cannot be set: {error.args[0].str()}.") from error
     return unset
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How far the workers' group has come in the events, as sums of offsets over the partitions.
+
+    `done` is committed, or deleted before it was; `end` is after the last committed record.
+    """
+
+    done: int
+    end: int
+
+    @property
+    def lag(self) -> int:
+        """Events that wait."""
+        return self.end - self.done
+
+
+class LagReader:
+    """Looks at the group's backlog again and again over connections that stay open; it never joins the group."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        settings = self._settings
+        # A reader of committed records is told of no offsets while a transaction that moves them is open (after a SIGKILL:
+        # until its timeout), but only it knows the end of the committed ones. Hence two.
+        config = kafka.consumer_config(settings, settings.group) | {"isolation.level": "read_uncommitted"}
+        self._offsets = self._stack.enter_context(closing(Consumer(config)))
+        self._ends = self._stack.enter_context(kafka.reader(settings))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def look(self) -> Backlog:
+        """The backlog now; a partition without a committed offset counts from its first event.
+
+        Raises:
+            BrokerUnreachable: there was no answer in time, or a coordinator or leader is on its way: look again later.
+        """
+        places = [
+            TopicPartition(self._settings.names.events, partition)
+            for partition in range(self._settings.topics.partitions)
+        ]
+        done = end = 0
+        try:
+            # First what is done, then what there is: lag is never less than it is.
+            for place in self._offsets.committed(places, timeout=_LOOK_SECONDS):
+                if place.error is not None:
+                    raise KafkaException(place.error)
+                low, high = self._ends.get_watermark_offsets(
+                    TopicPartition(place.topic, place.partition), timeout=_LOOK_SECONDS
+                )
+                done += min(max(place.offset, low), high)
+                end += high
+        except KafkaException as error:
+            raise BrokerUnreachable(self._settings.kafka.bootstrap_servers, error.args[0].str()) from error
+        return Backlog(done, end)

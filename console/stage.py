@@ -1,9 +1,7 @@
 """The demonstration's stage: a folder, a broker and `ecluse` processes, of which nothing is left at the end."""
 
 import contextlib
-import http.client
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,10 +17,10 @@ from typing import Any, NoReturn, Self
 import psutil
 
 from console import broker
+from console.process import address_in, ask, how_it_ended
 from ecluse.errors import ProcessFailed
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ADDRESS = re.compile(r"http://([\w.:\[\]-]+):(\d+)")
 #: Each worker takes a free port. OpenMP's threads sleep where they would spin: on busy cores training takes a third.
 _ENVIRONMENT = {"ECLUSE_WORKER__METRICS_PORT": "0", "OMP_WAIT_POLICY": "passive"}
 _POLL_SECONDS = 0.1
@@ -46,8 +44,7 @@ class Child:
 
     def ending(self) -> str:
         """How it ended, in words, with the end of its log."""
-        code = self.process.returncode
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        how = how_it_ended(self.process.returncode)
         return f"The process '{self.name}' ended with {how}. {self.end_of_log()}"
 
     def end_of_log(self) -> str:
@@ -57,18 +54,7 @@ class Child:
 
     def get(self, path: str) -> tuple[int, str]:
         """What a worker answers over HTTP: status and text; (0, "") while it does not listen."""
-        found = _ADDRESS.search(self.log.read_text(encoding="utf-8", errors="replace"))
-        if found is None:
-            return 0, ""
-        connection = http.client.HTTPConnection(found[1], int(found[2]), timeout=2.0)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        except (OSError, http.client.HTTPException):
-            return 0, ""
-        finally:
-            connection.close()
+        return ask(address_in(self.log.read_text(encoding="utf-8", errors="replace")), path)
 
 
 class Stage:

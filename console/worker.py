@@ -1,10 +1,13 @@
 """`ecluse worker`."""
 
+import os
+import signal
+import threading
 from typing import Annotated, Literal
 
 import typer
 
-from console.output import ConfigOption, ServersOption, settings_of
+from console.output import ConfigOption, ServersOption, say, settings_of
 
 
 def worker_command(
@@ -14,12 +17,36 @@ def worker_command(
         Literal["earliest", "latest"] | None,
         typer.Option("--from", help="Where a group that has no offsets yet begins. One that has some goes on there."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Run so many workers, a process each, and restart one that crashes.", show_default=False
+        ),
+    ] = None,
+    stop_at_eof: Annotated[bool, typer.Option("--stop-at-eof", hidden=True)] = False,
 ) -> None:
     """Score events until stopped (SIGTERM or Ctrl-C), which commits what is done and leaves the group.
 
     Start one for each core, up to one for each partition; a new one takes its share. /metrics and /health listen where
     worker.metrics_host and worker.metrics_port say.
     """
+    settings = settings_of(config, servers)
+    if processes is not None:
+        from console.supervisor import supervisor_of
+
+        supervisor = supervisor_of(settings, config, servers, start)
+        if processes > settings.topics.partitions:
+            say(f"{settings.topics.partitions} workers, not {processes}: the events have no more partitions.")
+        supervisor.scale(min(processes, settings.topics.partitions))
+        raise typer.Exit(supervisor.run())
+    if stop_at_eof:
+        threading.Thread(target=_stop_at_eof, name="supervisor's pipe", daemon=True).start()
     from scoring.worker import run_worker
 
-    run_worker(settings_of(config, servers), start)
+    run_worker(settings, start)
+
+
+def _stop_at_eof() -> None:
+    """A supervisor's pipe ends when it does, however it ended: then the worker stops in order."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)

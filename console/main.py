@@ -9,6 +9,7 @@ from confluent_kafka import KafkaException
 from console import broker_command, config, dlq, model, topics
 from console.alerts import alerts_command
 from console.audit import audit_command
+from console.autoscale import autoscale_command
 from console.demo import demo
 from console.doctor import doctor_command
 from console.init import init
@@ -50,6 +51,7 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(config.app, name="config")
 app.add_typer(model.app, name="model")
 app.command("worker")(worker_command)
+app.command("autoscale")(autoscale_command)
 app.command()(publish)
 app.command("alerts")(alerts_command)
 app.add_typer(dlq.app, name="dlq")

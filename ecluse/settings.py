@@ -203,6 +203,23 @@ class WorkerSettings(_Section):
     """/health/live fails when a chunk has been in the worker's hands for longer."""
 
 
+class AutoscaleSettings(_Section):
+    """When `ecluse autoscale` starts and stops workers, in seconds of work: the lag over the measured rate."""
+
+    up_seconds: float = setting(5.0, gt=0)
+    """More workers are started when more work waits than this."""
+    down_seconds: float = setting(1.0, gt=0)
+    """One is stopped when less work than this has waited for `settle_seconds`, and one fewer can take what comes in."""
+    settle_seconds: float = setting(30.0, gt=0)
+    """How long little work must have waited before a worker is stopped. A model that loads for minutes deserves more."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> "AutoscaleSettings":
+        if self.down_seconds >= self.up_seconds:
+            raise ValueError("down_seconds must be less than up_seconds: between the two nothing changes")
+        return self
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -221,6 +238,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
     worker: WorkerSettings = WorkerSettings()
+    autoscale: AutoscaleSettings = AutoscaleSettings()
 
     @model_validator(mode="after")
     def _label_apart(self) -> "Settings":

@@ -14,17 +14,17 @@ import msgspec
 import typer
 from confluent_kafka import Message
 
+from console.dlq_replay import fetch, place_of, replay
 from console.output import ConfigOption, JsonOption, ServersOption, out, print_json, print_table, say, settings_of
 from console.reading import SinceOption, clock_time, headers_of, printable, reader, records, spans
 from ecluse.contract.codecs import looks_like_json
-from ecluse.contract.headers import ERROR_PREFIX, read_envelope, read_error_headers
+from ecluse.contract.headers import ERROR_PREFIX, read_attempts, read_envelope, read_error_headers
 from ecluse.contract.schema import EventSchema
-from ecluse.errors import DataError, EcluseError, Stage
+from ecluse.errors import EcluseError, Stage
 from ecluse.settings import Settings
 
 app = typer.Typer(help="Dead letters: records that could not be scored.", no_args_is_help=True)
 
-_PLACE = re.compile(r"^(\d+)-(\d+)$")
 #: What a message may have taken over from a payload: quoted text, and long numbers.
 _QUOTED = re.compile(r"(?<!\w)'[^']+'|\"[^\"]+\"|\d{4,}")
 _SHORTEST_MASKED = 3
@@ -40,6 +40,8 @@ class DeadLetter:
     error: str
     message: str
     source: str
+    #: How often it was replayed and came back; null where its header is no number.
+    attempts: int | None
 
 
 @app.command("list")
@@ -88,10 +90,10 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Show a dead letter: its headers, and of its value the fields that people may see."""
-    settings = settings_of(config, servers)
-    if not (asked := _PLACE.match(place)):
-        raise typer.BadParameter(f"'{place}' is no PARTITION-OFFSET, as 3-17.")
-    message = _fetch(settings, int(asked[1]), int(asked[2]))
+    asked, settings = place_of(place), settings_of(config, servers)
+    with closing(reader(settings)) as consumer:
+        held = spans(settings, consumer, settings.names.dead_letters)
+        (message,) = fetch(settings, consumer, held, [asked])
     shown = _shown(settings, message)
     if json:
         print_json(shown)
@@ -105,14 +107,7 @@ def show(
             out.print(f"{name}: {printable(value, 400)}", markup=False, soft_wrap=True)
 
 
-def _fetch(settings: Settings, partition: int, offset: int) -> Message:
-    topic = settings.names.dead_letters
-    with closing(reader(settings)) as consumer:
-        start, end = spans(settings, consumer, topic).get(partition, (0, 0))
-        if start <= offset < end:
-            for message in records(settings, consumer, topic, {partition: (offset, offset + 1)}):
-                return message
-    raise DataError(f"There is no dead letter at {partition}-{offset}: `ecluse dlq list` shows which there are.")
+app.command()(replay)
 
 
 def _letter(settings: Settings, message: Message) -> DeadLetter:
@@ -124,6 +119,7 @@ def _letter(settings: Settings, message: Message) -> DeadLetter:
         error=printable(said.get("exception.class.name", "")),
         message=_without_payload(said.get("exception.message", ""), settings, message),
         source=printable("-".join(said.get(part, "?") for part in ("topic", "partition", "offset")), 300),
+        attempts=read_attempts(headers_of(message)),
     )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 
-from ecluse.contract.headers import dead_letter_headers
+from ecluse.contract.headers import ORIGINAL_BYTES, ORIGINAL_SHA256, dead_letter_headers
 from ecluse.contract.records import Source
 from ecluse.errors import RecordError
 from ecluse.transport.ledger import Output, Record
@@ -58,12 +58,12 @@ class DeadLetters:
 
 
 def _what_was(value: bytes | None) -> Headers:
-    """What the headers tell of a value that is cut."""
+    """What the headers tell of a value that is cut. Where there was none, the size alone says that the key or headers are."""
     if value is None:
-        return []
+        return [(ORIGINAL_BYTES, b"0")]
     return [
-        ("ecluse-original-bytes", str(len(value)).encode()),
-        ("ecluse-original-sha256", hashlib.sha256(value).hexdigest().encode()),
+        (ORIGINAL_BYTES, str(len(value)).encode()),
+        (ORIGINAL_SHA256, hashlib.sha256(value).hexdigest().encode()),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import datetime as dt
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,15 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 STRUCTURED_PREFIX = b"application/cloudevents"
 ERROR_PREFIX = "__connect.errors."
+#: On an event that was replayed from a dead letter: how often so far, and the place of the event that failed before it.
+ATTEMPTS = "ecluse-attempts"
+REPLAYED_FROM = "ecluse-replayed-from"
+#: On a dead letter of which only a part could be kept: what its value was.
+ORIGINAL_BYTES = "ecluse-original-bytes"
+ORIGINAL_SHA256 = "ecluse-original-sha256"
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_PLACE = re.compile(r"(.+)-([0-9]{1,9})-([0-9]{1,18})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +139,38 @@ def read_error_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str,
         for name, content in headers
         if name.startswith(ERROR_PREFIX)
     }
+
+
+def replay_headers(letter: Headers, source: Source, attempts: int) -> list[tuple[str, Any]]:
+    """The headers of an event that is replayed: those that the record came with, how often it was replayed, and what from."""
+    ours = {ATTEMPTS, REPLAYED_FROM}
+    return [
+        *((name, content) for name, content in letter if name not in ours and not name.startswith(ERROR_PREFIX)),
+        (ATTEMPTS, str(attempts).encode()),
+        (REPLAYED_FROM, f"{source.topic}-{source.partition}-{source.offset}".encode()),
+    ]
+
+
+def read_source(letter: Headers) -> Source | None:
+    """The event that a dead letter was; None where its error headers do not say."""
+    said = read_error_headers(letter)
+    topic, partition, offset = (said.get(part, "") for part in ("topic", "partition", "offset"))
+    if topic and _NUMBER.fullmatch(partition) and _NUMBER.fullmatch(offset):
+        return Source(topic, int(partition), int(offset))
+    return None
+
+
+def read_attempts(headers: Headers) -> int | None:
+    """How often a record was replayed, 0 for one that never was; None where its header is no number."""
+    text = _last(headers, ATTEMPTS, b"0").decode(errors="replace")
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def read_replayed_from(headers: Headers) -> Source | None:
+    """The event that failed before this one, which was made of its dead letter; None where there was none."""
+    found = _PLACE.fullmatch(_last(headers, REPLAYED_FROM, b"").decode(errors="replace"))
+    return Source(found[1], int(found[2]), int(found[3])) if found else None
+
+
+def _last(headers: Headers, name: str, default: bytes) -> bytes:
+    return next((content or b"" for key, content in reversed(headers) if key == name), default)

@@ -174,7 +174,7 @@ def autoscale_command(
     settings = settings_of(config, servers)
     partitions = settings.topics.partitions
     if most > partitions:
-        say(f"At most {partitions} workers, not {most}: the events have no more partitions.")
+        say(f"Of {most} workers {partitions} can have a partition: so many are started at most.")
     least, most = min(least, partitions), min(most, partitions)
     supervisor = supervisor_of(settings, config, servers)
     supervisor.scale(least)
@@ -196,7 +196,7 @@ def looking(
             backlog = reader.look()
         except BrokerUnreachable as error:
             if not blind:
-                say(f"The lag cannot be seen, so the {supervisor.workers} workers stay. {error}")
+                say(f"The lag cannot be seen ({error.reason}): what runs stays.")
             blind = True
             autoscaler.decide(None)
             return

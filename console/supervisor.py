@@ -52,21 +52,32 @@ def take_slot(group: str, base: str) -> Slot:
     """The first free slot, ``<base>-<index>``. Workers inherit its lock: it is free when they have ended too.
 
     Raises:
-        ProcessFailed: none is free.
+        ProcessFailed: none is free, or the temporary folder cannot be written.
     """
-    for index in range(_MOST_SLOTS):
-        name = f"{base}-{index}"
-        digest = hashlib.sha256(f"{group}/{name}".encode()).hexdigest()[:16]
-        file = Path(tempfile.gettempdir()) / f"ecluse-slot-{digest}.lock"
-        with contextlib.suppress(PermissionError):  # another user's
-            lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-            else:
+    try:
+        for index in range(_MOST_SLOTS):
+            name = f"{base}-{index}"
+            if (lock := _lock(f"{group}/{name}")) is not None:
                 return Slot(index, name, lock)
+    except OSError as error:
+        raise ProcessFailed(f"No lock of a worker's slot can be made: {error}.") from error
     raise ProcessFailed(f"No slot is free: {_MOST_SLOTS} workers of {group} run on this host.")
+
+
+def _lock(place: str) -> int | None:
+    """The file descriptor of a lock that nobody else holds; None where somebody does."""
+    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+    file = Path(tempfile.gettempdir()) / f"ecluse-slot-{digest}.lock"
+    try:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:  # another user's
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def slot_base(settings: Settings) -> str:

@@ -36,7 +36,7 @@ def worker_command(
 
         supervisor = supervisor_of(settings, config, servers, start)
         if processes > settings.topics.partitions:
-            say(f"{settings.topics.partitions} workers, not {processes}: the events have no more partitions.")
+            say(f"Of {processes} workers {settings.topics.partitions} can have a partition: so many are started.")
         supervisor.scale(min(processes, settings.topics.partitions))
         raise typer.Exit(supervisor.run())
     if stop_at_eof:

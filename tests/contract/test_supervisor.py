@@ -159,7 +159,7 @@ def test_more_processes_than_partitions_are_not_started(servers: str, make_setti
     settings = make_settings(servers, topics={"partitions": 1})
     cluster.create_topics(settings)
     with supervised(settings, "worker", "--processes", "3") as running:
-        wait_until("it says so", lambda: "1 workers, not 3" in running.text)
+        wait_until("it says so", lambda: "Of 3 workers 1 can have a partition" in running.text)
         wait_until("a worker has started", lambda: "has started" in running.text)
         assert len(running.workers) == 1
         assert running.stop() == 0
@@ -168,7 +168,7 @@ def test_more_processes_than_partitions_are_not_started(servers: str, make_setti
 def test_autoscale_answers_a_burst_and_goes_back(trained: Settings) -> None:
     values, count = json_values(events(40_000)), 160_000
     with supervised(trained, "autoscale", "--min", "1", "--max", "9", "--json") as running:
-        wait_until("it says that there is a cap", lambda: "At most 4 workers, not 9" in running.text)
+        wait_until("it says that there is a cap", lambda: "Of 9 workers 4 can have a partition" in running.text)
         running.ready(1)
         for _ in range(count // len(values)):
             send(trained, values)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from console.process import WorkerProcess
 from console.supervisor import DELAYS, STEADY_SECONDS, STOP_SECONDS, Slot, Supervisor, slot_base, take_slot
 from tests.conftest import MakeSettings
+from tests.workers import wait_until
 
 SECOND = 1.0
 
@@ -252,3 +254,22 @@ def test_slots_are_named_by_the_setting_or_else_by_the_host(
     monkeypatch.setattr("socket.gethostname", lambda: "pod_7:häfen")
     assert slot_base(make_settings()) == "pod_7-h-fen"
     assert slot_base(make_settings(worker={"slot": "blue"})) == "blue"
+
+
+def test_a_worker_that_outlives_its_supervisor_keeps_its_slot_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    slot = take_slot("g", "host")
+    worker = WorkerProcess(slot.name, ["--config", str(tmp_path / "none.toml")], {}, slot.lock)
+    os.close(slot.lock)
+    other = take_slot("g", "host")
+    assert other.index == 1
+    wait_until("it ends, for want of a configuration", lambda: worker.poll() == 1)
+    worker.close()
+    again = take_slot("g", "host")
+    assert again.index == 0
+    assert worker.end_of_log()[0].startswith("error: There is no configuration")
+    assert capsys.readouterr().err.startswith("host-0 | error: There is no configuration")
+    os.close(again.lock)
+    os.close(other.lock)

@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 LOCKED := --quiet --no-emit-index-url --no-annotate --no-header --generate-hashes --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench contract lock clean
+.PHONY: help setup demo test chaos lint bench contract lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: setup ## Break workers, broker and network under load, and count every event (ROUNDS=n SEED=s THIRD=1, 2, 3 or auto)
+	$(BIN)/pytest tests/chaos --chaos $(if $(THIRD),third --third $(THIRD),all) --rounds $(or $(ROUNDS),1) --seed "$(SEED)" $(ARGS)
 
 bench: setup ## Measure a worker beside a hand-written loop and plain Faust
 	$(BIN)/python -m benchmarks $(ARGS)

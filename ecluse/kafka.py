@@ -57,6 +57,16 @@ def producer_config(settings: Settings) -> Config:
     }
 
 
+def transactional_config(settings: Settings, transactional_id: str, timeout: float) -> Config:
+    """A producer whose transactions the broker ends after `timeout` seconds; its records time out with them."""
+    config = producer_config(settings) | {
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": int(timeout * 1e3),
+    }
+    del config["message.timeout.ms"]
+    return config
+
+
 def consumer_config(settings: Settings, group: str) -> Config:
     """A consumer that commits nothing by itself, reads committed records only, and fails where its offset is gone."""
     return client_config(settings.kafka) | {

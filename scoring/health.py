@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from ecluse.errors import SettingsError
 from ecluse.telemetry import Telemetry
-from ecluse.transport.owner import Progress
+from ecluse.transport.progress import Progress
 
 #: With events that wait, and no commit for so long, a worker is not ready: its lag does not move.
 STILL_SECONDS = 30.0
@@ -64,11 +64,28 @@ class ProgressCollector(Collector):
         for partition, events in list(progress.lag.items()):
             lag.add_metric([partition.topic, str(partition.partition)], events)
         yield lag
+        waiting = GaugeMetricFamily(
+            "ecluse_consumer_lag_seconds",
+            "How long the oldest event that is not confirmed has been at the broker.",
+            labels=["topic", "partition"],
+        )
+        for partition, seconds in list(progress.lag_seconds.items()):
+            waiting.add_metric([partition.topic, str(partition.partition)], seconds)
+        yield waiting
+        pause = GaugeMetricFamily(
+            "ecluse_rebalance_pause_seconds",
+            "From the last rebalance to the partition's next commit, where events waited.",
+            labels=["topic", "partition"],
+        )
+        for partition, seconds in list(progress.pauses.items()):
+            pause.add_metric([partition.topic, str(partition.partition)], seconds)
+        yield pause
         oldest = progress.oldest_unscored
         yield CounterMetricFamily("ecluse_rebalances", "Assignments that this worker has had.", progress.rebalances)
         yield CounterMetricFamily(
             "ecluse_commit_failures", "Commits that the broker refused.", progress.commit_failures
         )
+        yield CounterMetricFamily("ecluse_transactions_aborted", "Transactions aborted.", progress.aborted)
         yield GaugeMetricFamily("ecluse_assigned_partitions", "Partitions held.", progress.partitions)
         yield GaugeMetricFamily("ecluse_open_chunks", "Chunks in hand.", progress.open_chunks)
         yield GaugeMetricFamily(

@@ -8,13 +8,14 @@ import signal
 import socket
 import sys
 import time
+import uuid
 
 import faust
 from faust.types import StreamT
 
 from ecluse import cluster, kafka
 from ecluse.errors import ModelNotFound
-from ecluse.settings import Settings
+from ecluse.settings import Settings, WorkerSettings
 from ecluse.telemetry import Telemetry
 from ecluse.transport.driver import ChunkApp, make_app
 from ecluse.transport.ledger import Chunk
@@ -82,18 +83,12 @@ def await_champion(settings: Settings) -> Champion:
 def worker_app(settings: Settings, pipeline: Pipeline, health: Health) -> ChunkApp:
     """The Faust app of a worker: one agent, which puts every chunk through the pipeline."""
     session = settings.worker.session_timeout_seconds
-    group = {
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": int(session * 1e3),
-        "heartbeat.interval.ms": min(500, int(session * 1e3 / 3)),  # a partition that moves waits for heartbeats
-        "max.poll.interval.ms": max(600_000, int(session * 1e3)),
-        "queued.min.messages": 100_000,
-        "queued.max.messages.kbytes": 64 * 1024,
-    }
     config = OwnerConfig(
         topics=[settings.names.events],
-        consumer=kafka.consumer_config(settings, settings.group) | group,
-        producer=kafka.producer_config(settings),
+        consumer=kafka.consumer_config(settings, settings.group) | membership(settings.worker, settings.group),
+        producer=kafka.producer_config(settings)
+        if settings.worker.delivery == "at_least_once"
+        else kafka.transactional_config(settings, f"{settings.group}-{slot(settings.worker)}", session),
         commit_interval=settings.worker.commit_interval_seconds,
     )
     app = make_app(settings.group, config, watchdog_seconds=2 * session)
@@ -112,6 +107,30 @@ def worker_app(settings: Settings, pipeline: Pipeline, health: Health) -> ChunkA
             await asyncio.sleep(0)
 
     return app
+
+
+def membership(worker: WorkerSettings, group: str) -> kafka.Config:
+    """How a worker is a member of its group. With KIP-848 the broker holds the session and picks the partitions."""
+    session = worker.session_timeout_seconds
+    config: kafka.Config = {
+        "max.poll.interval.ms": max(600_000, int(session * 1e3)),
+        "queued.min.messages": 100_000,
+        "queued.max.messages.kbytes": 64 * 1024,
+    }
+    if worker.static_member:
+        config["group.instance.id"] = f"{group}-{worker.slot}"
+    if worker.group_protocol == "consumer":
+        return config | {"group.protocol": "consumer"}
+    return config | {
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": int(session * 1e3),
+        "heartbeat.interval.ms": min(500, int(session * 1e3 / 3)),  # a partition that moves waits for heartbeats
+    }
+
+
+def slot(worker: WorkerSettings) -> str:
+    """The worker's place in its group; where none is set, one that no other has."""
+    return worker.slot or f"{worker_name()}-{uuid.uuid4().hex[:8]}"
 
 
 def score_chunks(app: ChunkApp, pipeline: Pipeline, chunks: list[Chunk]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from console.audit import AuditReport, audit
 from ecluse import cluster, kafka
@@ -81,19 +81,20 @@ def send(settings: Settings, values: list[bytes], partition: int | None = None, 
 
 
 def read_all(settings: Settings, topic: str) -> list[Message]:
-    """What a topic holds now, partition by partition."""
-    ends = cluster.end_offsets(settings, topic)
+    """What a topic holds now, partition by partition: the committed records."""
+    places = [TopicPartition(topic, partition, 0) for partition in cluster.end_offsets(settings, topic)]
     found: list[Message] = []
-    with kafka.reader(settings) as consumer:
-        consumer.assign([TopicPartition(topic, partition, 0) for partition, end in ends.items() if end])
-        missing = {partition for partition, end in ends.items() if end}
-        end_of_wait = time.monotonic() + DEADLINE
+    with closing(Consumer(kafka.consumer_config(settings, "tests") | {"enable.partition.eof": True})) as consumer:
+        consumer.assign(places)
+        missing = {place.partition for place in places}
+        deadline = time.monotonic() + DEADLINE
         while missing:
-            assert time.monotonic() < end_of_wait, f"{topic} could not be read to its end"
+            assert time.monotonic() < deadline, f"{topic} could not be read to its end"
             for message in consumer.consume(5000, 0.1):
-                assert message.error() is None, message.error()
-                found.append(message)
-                if message.offset() + 1 >= ends[message.partition()]:
+                if (error := message.error()) is None:
+                    found.append(message)
+                else:
+                    assert error.code() == KafkaError._PARTITION_EOF, error
                     missing.discard(message.partition())
     return found
 

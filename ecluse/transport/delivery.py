@@ -1,13 +1,16 @@
-"""Producing a chunk's records, knowing that the broker has them, and committing the offsets behind them: at least once.
+"""Producing a chunk's records, knowing that the broker has them, and committing the offsets behind them.
 
-All of it runs in the thread that owns the consumer. A chunk is confirmed when the last record that it produced to each
-topic is reported: the producer is idempotent and without gaps (`ecluse.kafka.producer_config`), so a record is only
-reported when all before it in its partition are there. Any failed report ends the worker; its lag waits for the next.
+`Delivery` is what the owning thread asks for; here at least once, in `ecluse.transport.transactions` exactly once.
+
+At least once: all of it runs in the thread that owns the consumer. A chunk is confirmed when the last record that it
+produced to each topic is reported: the producer is idempotent and without gaps (`ecluse.kafka.producer_config`), so a record
+is only reported when all before it in its partition are there. Any failed report ends the worker; its lag waits for the next.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -24,10 +27,55 @@ QUEUED_RECORDS = 100_000
 QUEUED_BYTES = 128 * 1024 * 1024
 
 
-class AtLeastOnce:
-    """The delivery of one worker. `beat` is called wherever it waits, so that the watchdog sees progress."""
+class Delivery(Protocol):
+    """How what comes of chunks gets to the broker, and how the offsets behind it are committed."""
 
-    def __init__(self, config: Config, beat: Callable[[], None]) -> None:
+    #: Transactions aborted so far.
+    aborted: int
+
+    def ready(self) -> None:
+        """Prepare; called before the worker joins its group and before it reads on after an abort, until it succeeds."""
+        ...
+
+    def full(self) -> bool:
+        """Whether nothing more may be produced now."""
+        ...
+
+    def produce_scored(self, ledger: Ledger) -> None:
+        """Produce the scored chunks at the head of a ledger, as far as there is room."""
+        ...
+
+    def serve(self, wait: float = 0.0) -> None:
+        """Let the producer work, for `wait` seconds where there is nothing else to do."""
+        ...
+
+    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> bool:
+        """Commit where it is time; whether the broker has taken it already."""
+        ...
+
+    def finish(
+        self, consumer: Consumer, ledgers: Collection[Ledger], leaving: Iterable[Ledger], patience: float
+    ) -> None:
+        """Commit what is produced for the ledgers that leave, within `patience` seconds."""
+        ...
+
+    def give_up(self) -> None:
+        """Partitions were lost: nothing that is not committed yet may count for them any more."""
+        ...
+
+
+class AtLeastOnce:
+    """The delivery of one worker, at least once.
+
+    Args:
+        config: the producer's, idempotent and without gaps.
+        commit_interval: how often offsets are committed, in seconds.
+        beat: called wherever it waits, so that the watchdog sees progress.
+    """
+
+    aborted = 0
+
+    def __init__(self, config: Config, commit_interval: float, beat: Callable[[], None]) -> None:
         limits = {
             "queue.buffering.max.messages": 2 * QUEUED_RECORDS,
             "queue.buffering.max.kbytes": 4 * QUEUED_BYTES // 1024,
@@ -35,9 +83,14 @@ class AtLeastOnce:
             "linger.ms": 1,
         }
         self._producer = Producer(config | limits)
+        self._interval = commit_interval
+        self._next_commit = 0.0
         self._beat = beat
         self._failure: DeliveryError | None = None
         self._queued_bytes = 0
+
+    def ready(self) -> None:
+        """Nothing is to be prepared."""
 
     def full(self) -> bool:
         """Whether nothing more is produced until the broker confirms some of what waits."""
@@ -93,11 +146,30 @@ class AtLeastOnce:
         if self._failure is not None:
             raise self._failure
 
-    def commit(self, consumer: Consumer, ledgers: Iterable[Ledger], *, wait: bool) -> None:
-        """Commit the confirmed prefix of each ledger. What fails is committed again with the next offsets.
+    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> bool:
+        """Commit the confirmed prefix of each ledger every interval. The answer comes to the consumer's `on_commit`."""
+        del busy
+        now = time.monotonic()
+        if now >= self._next_commit:
+            self._next_commit = now + self._interval
+            self._commit(consumer, ledgers, wait=False)
+        return False
 
-        Without `wait` the answer comes to `committed`, in a later call of the consumer's `poll`.
-        """
+    def finish(
+        self, consumer: Consumer, ledgers: Collection[Ledger], leaving: Iterable[Ledger], patience: float
+    ) -> None:
+        """Wait for what was produced to be confirmed, then commit. What is late goes to the next owner, twice."""
+        del ledgers
+        leaving, deadline = list(leaving), time.monotonic() + patience
+        while any(ledger.unconfirmed for ledger in leaving) and time.monotonic() < deadline:
+            self.serve(0.01)
+        self._commit(consumer, leaving, wait=True)
+
+    def give_up(self) -> None:
+        """What is produced is produced: the next owner will produce it again."""
+
+    def _commit(self, consumer: Consumer, ledgers: Iterable[Ledger], *, wait: bool) -> None:
+        """What fails is committed again with the next offsets."""
         places = [
             TopicPartition(*ledger.partition, offset) for ledger in ledgers if (offset := ledger.to_commit) is not None
         ]
@@ -112,10 +184,3 @@ class AtLeastOnce:
             if error.args[0].fatal():
                 raise
             logger.warning("commit failed, will be tried again: %s", error.args[0].str())
-
-    def finish(self, consumer: Consumer, ledgers: Collection[Ledger], patience: float) -> None:
-        """Wait for what was produced to be confirmed, then commit. What is late goes to the next owner, twice."""
-        deadline = time.monotonic() + patience
-        while any(ledger.unconfirmed for ledger in ledgers) and time.monotonic() < deadline:
-            self.serve(0.01)
-        self.commit(consumer, ledgers, wait=True)

@@ -11,7 +11,6 @@ handles one event at a time and acknowledges events that failed.
 import asyncio
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Iterable, MutableMapping
 from typing import Any, ClassVar, cast
 
@@ -70,11 +69,14 @@ class ChunkConsumer(Consumer):
 
     @Service.task
     async def _watchdog(self) -> None:
+        """Counts its own ticks: a process that was stopped and goes on (SIGCONT) has not been hanging."""
+        seen, silent = 0.0, 0
         while not self.should_stop:
             await self.sleep(1.0)
-            silent = time.monotonic() - self.owner.progress.beat
-            if self.owner.is_alive() and silent > self.app.watchdog_seconds:
-                logger.critical("the owning thread made no progress for %.0f s; the process exits", silent)
+            beat = self.owner.progress.beat
+            seen, silent = beat, silent + 1 if beat == seen and self.owner.is_alive() else 0
+            if silent > self.app.watchdog_seconds:
+                logger.critical("the owning thread made no progress for %d s; the process exits", silent)
                 os._exit(HUNG)
 
     # -- called by the owning thread ---------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Output(msgspec.Struct, gc=False):
 class Chunk:
     """Consecutive records of one partition, covering the offsets from `offset` up to `next_offset` (excluded)."""
 
-    __slots__ = ("confirmed", "fetched_at", "ledger", "next_offset", "offset", "outputs", "records")
+    __slots__ = ("arrived", "confirmed", "fetched_at", "ledger", "next_offset", "offset", "outputs", "records")
 
     def __init__(
         self, ledger: "Ledger", records: Sequence[Record], offset: int, next_offset: int, fetched_at: float
@@ -69,6 +69,8 @@ class Chunk:
         self.next_offset = next_offset
         #: When the chunk was fetched, on the monotonic clock.
         self.fetched_at = fetched_at
+        #: When its last record came to the broker, in seconds since 1970.
+        self.arrived = records[-1].timestamp()[1] / 1e3 if records else 0.0
         #: What to produce; None until the records are scored.
         self.outputs: Sequence[Output] | None = None
         self.confirmed = False
@@ -77,7 +79,7 @@ class Chunk:
 class Ledger:
     """The chunks of one partition in the hands of one owner."""
 
-    __slots__ = ("_end", "_fetched", "_produced", "committable", "committed", "partition", "position")
+    __slots__ = ("_end", "_fetched", "_produced", "arrived", "committable", "committed", "partition", "position")
 
     def __init__(self, partition: TP) -> None:
         self.partition = partition
@@ -88,8 +90,10 @@ class Ledger:
         self.position: int | None = None
         #: The offset after the confirmed prefix; None before the first chunk is confirmed.
         self.committable: int | None = None
-        #: The last offset that the broker took.
+        #: The last offset that the broker took, or the first one read.
         self.committed: int | None = None
+        #: When the last confirmed record came to the broker, in seconds since 1970.
+        self.arrived = 0.0
 
     def __len__(self) -> int:
         """How many chunks are in hand."""
@@ -106,6 +110,8 @@ class Ledger:
         chunk = Chunk(self, records, offset, next_offset, fetched_at)
         self._fetched.append(chunk)
         self.position = next_offset
+        if self.committed is None:
+            self.committed = offset
         return chunk
 
     def take_scored(self) -> Iterator[Chunk]:
@@ -119,8 +125,15 @@ class Ledger:
         """The broker has all that came of a chunk: move `committable` behind the confirmed chunks at the head."""
         chunk.confirmed = True
         while self._produced and self._produced[0].confirmed:
-            self.committable = self._produced.popleft().next_offset
+            head = self._produced.popleft()
+            self.committable, self.arrived = head.next_offset, head.arrived
         self._pass_gap()
+
+    def confirm_transaction(self, offset: int) -> None:
+        """The broker took all that was produced, and with it the offset `to_send` as it stood then."""
+        for chunk in tuple(self._produced):
+            self.confirm(chunk)
+        self.committed = offset
 
     def reached_end(self, offset: int) -> None:
         """Nothing more is on the broker below `offset`, whatever gaps (markers of a producer's transactions) lie before it."""
@@ -140,6 +153,11 @@ class Ledger:
     def to_commit(self) -> int | None:
         """The offset after the confirmed prefix, where the broker has not taken it yet."""
         return self.committable if self.committable != self.committed else None  # None before the first is confirmed
+
+    @property
+    def to_send(self) -> int | None:
+        """The offset after all that was produced, confirmed or not: what belongs into one transaction with it."""
+        return self._produced[-1].next_offset if self._produced else self.to_commit
 
     @property
     def oldest_unscored(self) -> float | None:

@@ -1,27 +1,31 @@
 """The one thread that owns all that decides: the consumer's handle, the ledgers, the producer.
 
-Fetch, rebalance callbacks, produce and commit run in it one after another, so there are no locks, and no commit overlaps a
-revoke. The event loop only turns chunks of records into records to produce.
+Fetch, rebalance callbacks, produce, commit, abort and rewind run in it one after another, so there are no locks, and no
+commit overlaps a revoke. The event loop only turns chunks of records into records to produce.
 
-A turn of the loop: take in what is scored and produce it, serve delivery reports, commit what is due, fetch.
+A turn of the loop: take in what is scored and produce it, let the producer work, commit what is due, fetch. After an abort
+nothing is produced and nothing taken in before every partition stands at its committed offset again.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
-from ecluse.errors import BrokerError
+from ecluse.errors import BrokerError, DeliveryError
 from ecluse.kafka import Config
-from ecluse.transport.delivery import AtLeastOnce
+from ecluse.transport.delivery import AtLeastOnce, Delivery
+from ecluse.transport.fetching import judge, no_offset, partition_of, place_of, split
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
+from ecluse.transport.progress import Progress
+from ecluse.transport.transactions import Aborted, ExactlyOnce
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +33,11 @@ logger = logging.getLogger(__name__)
 CHUNK_RECORDS = 2000
 #: Until it is known how long scoring takes; a model may need milliseconds a record.
 FIRST_CHUNK_RECORDS = 100
-CHUNK_BYTES = 2 * 1024 * 1024
 CHUNK_SECONDS = 0.02
 #: Chunks handed to the event loop and not yet scored; with more, nothing is fetched.
 UNSCORED_CHUNKS = 8
+#: With so many of them there is a backlog: larger transactions are better than early ones.
+BUSY_CHUNKS = 3
 #: Produced chunks that wait for the broker, over all partitions; a partition with more than its share is paused.
 UNCONFIRMED_CHUNKS = 64
 #: How long the loop may hold fetching back before partitions are paused, so that rebalances are served meanwhile.
@@ -43,34 +48,23 @@ LOOK_SECONDS = 0.25
 TELL_SECONDS = 30.0
 IDLE_WAIT = 0.02
 BUSY_WAIT = 0.002
+#: How long a question about committed offsets may take; it is asked again.
+ASK_SECONDS = 1.0
 #: How long leaving or handing over a partition waits for the broker to confirm what was produced.
 FINISH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerConfig:
-    """What the thread is made of: topics to read, and the configurations of its two clients."""
+    """What the thread is made of: topics to read, and the configurations of its two clients.
+
+    A producer with a ``transactional.id`` makes the delivery exactly-once, any other at-least-once.
+    """
 
     topics: Sequence[str]
     consumer: Config
     producer: Config
     commit_interval: float
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the thread tells of itself; written by it alone, read by anyone."""
-
-    beat: float = field(default_factory=time.monotonic)
-    assigned: bool = False
-    rebalances: int = 0
-    commit_failures: int = 0
-    committed_at: float = field(default_factory=time.monotonic)
-    moved_at: float = field(default_factory=time.monotonic)  # the last commit, or the last look at which nothing waited
-    lag: dict[TP, int] = field(default_factory=dict)
-    partitions: int = 0
-    open_chunks: int = 0
-    oldest_unscored: float | None = None
 
 
 class Owner(threading.Thread):
@@ -98,9 +92,10 @@ class Owner(threading.Thread):
         self._scored: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._paused: set[TP] = set()
-        self._unscored = 0
+        self._unscored: set[Chunk] = set()
         self._stalled_since: float | None = None
-        self._next_commit = self._next_look = self._tell_outage_after = 0.0
+        self._next_look = self._tell_outage_after = 0.0
+        self._rewind_due = False
         self.ledgers: dict[TP, Ledger] = {}
         self.chunk_records = FIRST_CHUNK_RECORDS
         self.progress = Progress()
@@ -132,7 +127,8 @@ class Owner(threading.Thread):
     def run(self) -> None:
         """Run until closed or crashed."""
         try:
-            self._delivery = AtLeastOnce(self._config.producer, self._beat)
+            delivery = ExactlyOnce if "transactional.id" in self._config.producer else AtLeastOnce
+            self._delivery: Delivery = delivery(self._config.producer, self._config.commit_interval, self._beat)
             self._consumer = Consumer(
                 self._config.consumer
                 | {"on_commit": self._on_commit, "error_cb": self._on_error, "enable.partition.eof": True}
@@ -141,31 +137,48 @@ class Owner(threading.Thread):
             self._crashed(error)
             return
         try:
-            self._consumer.subscribe(
-                list(self._config.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            self._prepare()
             while not self._closing.is_set():
                 self._turn()
-            self._finish()
+            self._produce_scored(0.0)
+            self._finish(self.ledgers.values())
         except BaseException as error:
             self._closing.set()
-            self.ledgers = {}
+            self._abandon()
             self._crashed(BrokerError(f"Kafka: {error.args[0].str()}.") if isinstance(error, KafkaException) else error)
         finally:
             self._consumer.close()
 
+    def _prepare(self) -> None:
+        """Have the producer ready before joining: an older worker of this slot must be fenced by then."""
+        while not self._closing.is_set():
+            try:
+                self._delivery.ready()
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+                logger.warning("the producer is not ready yet: %s", error.args[0].str())
+            else:
+                self._consumer.subscribe(
+                    list(self._config.topics),
+                    on_assign=self._on_assign,
+                    on_revoke=self._on_revoke,
+                    on_lost=self._on_lost,
+                )
+                return
+
     def _turn(self) -> None:
         self._beat()
-        may_fetch = self._unscored < UNSCORED_CHUNKS and not self._delivery.full()
+        if self._rewind_due and not self._rewind():
+            return
+        may_fetch = len(self._unscored) < UNSCORED_CHUNKS and not self._delivery.full()
         # While chunks are being scored, wait for what comes of them, so that it is produced at once.
-        scoring = self._unscored > 0
+        scoring = bool(self._unscored)
         self._produce_scored(BUSY_WAIT if scoring else 0.0)
         # With a full producer and nothing to score there is only the broker to wait for.
         self._delivery.serve(0.0 if scoring or may_fetch else BUSY_WAIT)
+        self._guard(self._commit)
         now = time.monotonic()
-        if now >= self._next_commit:
-            self._next_commit = now + self._config.commit_interval
-            self._delivery.commit(self._consumer, self.ledgers.values(), wait=False)
         if now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             self._look()
@@ -178,32 +191,84 @@ class Owner(threading.Thread):
     def _produce_scored(self, wait: float) -> None:
         """Take in the chunks that the loop gave back, waiting for the first up to `wait` seconds, and produce in order."""
         try:
-            self._scored.get(block=wait > 0, timeout=wait)
+            self._unscored.discard(self._scored.get(block=wait > 0, timeout=wait))
             while True:
-                self._unscored -= 1
-                self._scored.get_nowait()
+                self._unscored.discard(self._scored.get_nowait())
         except queue.Empty:
             pass
+        self._guard(self._produce)
+
+    def _produce(self) -> None:
         for ledger in self.ledgers.values():
             self._delivery.produce_scored(ledger)
+
+    def _commit(self) -> None:
+        busy = len(self._unscored) >= BUSY_CHUNKS
+        if self._delivery.commit_when_due(self._consumer, self.ledgers.values(), busy=busy):
+            self.progress.committed(self.ledgers)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Take a step that may end in an abort: then no chunk in hand counts any more, and a rewind is due."""
+        try:
+            step()
+        except Aborted as why:
+            self._rewind_due = True
+            self.ledgers = {partition: Ledger(partition) for partition in self.ledgers}
+            logger.warning("a transaction was aborted, its events are scored again: %s", why)
+
+    def _rewind(self) -> bool:
+        """Read on from what is committed; tried again in the next turn where the broker does not answer."""
+        try:
+            self._delivery.ready()
+            starts = self._committed([TopicPartition(*partition) for partition in self.ledgers])
+            for place in starts:
+                self._consumer.seek(place)
+        except KafkaException as error:
+            logger.info("reading on is tried again: %s", error.args[0].str())
+            self._consumer.poll(0.1)  # serves rebalances; a record that it gives is behind the seek to come
+            return False
+        self.ledgers = {partition: Ledger(partition) for partition in self.ledgers}
+        for place in starts:
+            ledger = self.ledgers[partition_of(place)]
+            ledger.position = ledger.committed = place.offset
+        self._rewind_due = False
+        return True
+
+    def _committed(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        """What is committed; waits for the outcome of transactions that are still open (KIP-447)."""
+        if not places:
+            return []
+        answer = self._consumer.committed(places, timeout=ASK_SECONDS)
+        for place in answer:
+            if place.error is not None:
+                raise KafkaException(place.error)
+            if place.offset < 0:
+                raise no_offset(self._config.consumer["group.id"], "none is committed")
+        return answer
 
     def _fetch(self, wait: float) -> None:
         first = self._consumer.poll(wait)  # returns at the first record; consume(n, wait) would always wait
         if first is None:
             return
-        held = self.ledgers.get(_place(first))
+        held = self.ledgers.get(place_of(first))
         fetched = self._consumer.consume(2 * self.chunk_records, 0)
         # Else that call served a rebalance, and `first` is of the time before it.
-        if self.ledgers.get(_place(first)) is held:
+        if self.ledgers.get(place_of(first)) is held:
             fetched.insert(0, first)
+        if self._rewind_due:
+            return  # that call served a rebalance that ended in an abort
         records: list[Any] = [message for message in fetched if message.error() is None]
-        for place, run in groupby(records, _place):
+        for place, run in groupby(records, place_of):
             if (ledger := self.ledgers.get(place)) is not None:
                 self._take_in(ledger, list(run))
         if len(records) < len(fetched):
             for message in fetched:
-                if (error := message.error()) is not None:
-                    self._judge(error, message)
+                if (error := message.error()) is None:
+                    continue
+                if error.code() == KafkaError._PARTITION_EOF:
+                    self._pass_end(message)
+                else:
+                    judge(error, self._config.consumer["group.id"])
 
     def _take_in(self, ledger: Ledger, records: list[Record]) -> None:
         now = time.monotonic()
@@ -213,29 +278,13 @@ class Owner(threading.Thread):
             records = [record for record in records if record.offset() >= start]
         for part in split(records, self.chunk_records):
             chunk = ledger.add(part, part[0].offset(), part[-1].offset() + 1, now)
-            self._unscored += 1
+            self._unscored.add(chunk)
             self._deliver(chunk)
 
-    def _judge(self, error: KafkaError, message: Message) -> None:
-        """Note that a partition's end is reached. Most errors of a consumer pass by themselves; some do not."""
-        if error.code() == KafkaError._PARTITION_EOF:
-            ledger, end = self.ledgers.get(_place(message)), message.offset()
-            if ledger is not None and end is not None:
-                ledger.reached_end(end)
-            return
-        if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            raise BrokerError(
-                f"An offset of group {self._config.consumer['group.id']} is not on the broker any more, or was never set "
-                f"({error.str()}). Events between it and the first that is held are lost; `ecluse doctor` shows where. "
-                "Start with --from earliest or --from latest if the group has no offset yet."
-            )
-        if error.fatal() or error.code() in (
-            KafkaError.TOPIC_AUTHORIZATION_FAILED,
-            KafkaError.GROUP_AUTHORIZATION_FAILED,
-            KafkaError.UNKNOWN_TOPIC_OR_PART,
-        ):
-            raise KafkaException(error)
-        logger.warning("consumer: %s", error.str())
+    def _pass_end(self, message: Message) -> None:
+        ledger, end = self.ledgers.get(place_of(message)), message.offset()
+        if ledger is not None and end is not None:
+            ledger.reached_end(end)
 
     def _hold_back(self, may_fetch: bool, now: float) -> None:
         """Pause partitions whose confirmations hang, and all of them when the loop stands still.
@@ -261,23 +310,24 @@ class Owner(threading.Thread):
 
     def _look(self) -> None:
         """Tell how things stand."""
-        progress, ledgers = self.progress, self.ledgers.values()
-        for ledger in ledgers:
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*ledger.partition), cached=True)
-            done = ledger.committed if ledger.committable is None else ledger.committable
-            if high >= 0 and done is not None:
-                progress.lag[ledger.partition] = max(0, high - done)
-        if not any(progress.lag.values()) and all(ledger.to_commit is None for ledger in ledgers):
-            progress.moved_at = time.monotonic()
-        progress.partitions = len(ledgers)
-        progress.open_chunks = sum(map(len, ledgers))
-        progress.oldest_unscored = min(
-            (age for ledger in ledgers if (age := ledger.oldest_unscored) is not None), default=None
-        )
+        self.progress.aborted = self._delivery.aborted
+        self.progress.look(self.ledgers, self._end_of)
 
-    def _finish(self) -> None:
-        self._produce_scored(0.0)
-        self._delivery.finish(self._consumer, self.ledgers.values(), FINISH_SECONDS)
+    def _end_of(self, partition: TP) -> int:
+        return int(self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)[1])
+
+    def _finish(self, leaving: Iterable[Ledger]) -> None:
+        """Commit what is produced."""
+        finish = self._delivery.finish
+        self._guard(lambda: finish(self._consumer, self.ledgers.values(), leaving, FINISH_SECONDS))
+
+    def _abandon(self) -> None:
+        """The worker cannot go on: nothing of what is not committed may count."""
+        self.ledgers = {}
+        try:
+            self._delivery.give_up()
+        except (Aborted, DeliveryError) as why:
+            logger.info("the open transaction was aborted: %s", why)
 
     # -- rebalances: these run inside poll() and close(), in this thread ---------------------------------------------------
 
@@ -285,34 +335,27 @@ class Owner(threading.Thread):
         consumer.incremental_assign(places)
         consumer.resume(places)  # librdkafka remembers a pause beyond a revoke: the partition would be silent for ever
         self.ledgers |= {partition: Ledger(partition) for partition in map(partition_of, places)}
-        self._note_committed(places)
         self.progress.rebalances += 1
         self.progress.assigned = True
+        self.progress.rebalanced(self.ledgers)
         logger.info("assigned partitions %s", sorted(place.partition for place in places))
         if not self._closing.is_set():
             self._tell_assigned(set(self.ledgers))
-
-    def _note_committed(self, places: list[TopicPartition]) -> None:
-        """Only for telling the lag of a partition from which nothing has come yet."""
-        try:
-            for place in self._consumer.committed(places, timeout=1.0):
-                if place.error is None and place.offset >= 0:
-                    self.ledgers[partition_of(place)].committed = place.offset
-        except KafkaException as error:
-            logger.info("the lag is not known before the first records: %s", error.args[0].str())
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         leaving = [self.ledgers[partition] for partition in map(partition_of, places) if partition in self.ledgers]
         try:
             self._produce_scored(0.0)
-            self._delivery.finish(consumer, leaving, FINISH_SECONDS)
+            self._finish(leaving)
         finally:
             self._forget(places)
             consumer.incremental_unassign(places)
+            self.progress.rebalanced(self.ledgers)
             logger.info("gave back partitions %s", sorted(place.partition for place in places))
 
     def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         del consumer
+        self._guard(self._delivery.give_up)
         self._forget(places)
         self.progress.assigned = False  # until the group takes this worker in again
         logger.warning(
@@ -324,14 +367,15 @@ class Owner(threading.Thread):
         for partition in map(partition_of, places):
             self.ledgers.pop(partition, None)
             self._paused.discard(partition)
-            self.progress.lag.pop(partition, None)
+            self.progress.forget(partition)
 
     def _on_commit(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
-        for place in places:
-            ledger = self.ledgers.get(partition_of(place))
-            if error is None and place.error is None and ledger is not None:
+        taken = [place for place in places if error is None and place.error is None]
+        for place in taken:
+            if (ledger := self.ledgers.get(partition_of(place))) is not None:
                 ledger.committed = place.offset
-                self.progress.committed_at = self.progress.moved_at = time.monotonic()
+        if taken:
+            self.progress.committed(map(partition_of, taken))
         if error is not None:
             self.progress.commit_failures += 1
             logger.warning("commit failed, will be tried again: %s", error.str())
@@ -346,30 +390,3 @@ class Owner(threading.Thread):
 
     def _beat(self) -> None:
         self.progress.beat = time.monotonic()
-
-
-def _place(message: Message) -> Any:
-    """Topic and partition as a plain tuple: it equals and hashes like TP, and costs a third."""
-    return message.topic(), message.partition()
-
-
-def partition_of(place: TopicPartition) -> TP:
-    """Faust's name of a partition."""
-    return TP(place.topic, place.partition)
-
-
-def split(records: list[Record], most: int) -> list[list[Record]]:
-    """Cut records into runs of at most `most` records and `CHUNK_BYTES` bytes; a larger record is a run by itself."""
-    if not records:
-        return []
-    if len(records) <= most and sum(map(len, records)) <= CHUNK_BYTES:
-        return [records]
-    runs: list[list[Record]] = [[]]
-    size = 0
-    for record in records:
-        if runs[-1] and (len(runs[-1]) == most or size + len(record) > CHUNK_BYTES):
-            runs.append([])
-            size = 0
-        runs[-1].append(record)
-        size += len(record)
-    return runs

@@ -53,7 +53,7 @@ def test_the_last_report_is_never_good_when_an_earlier_record_was_refused(
     for round_number in range(5):
         # Small batches, so that the refused record and those behind it travel in several requests at once.
         config = kafka.producer_config(settings) | {"batch.num.messages": 3, "linger.ms": 0, "compression.type": "none"}
-        delivery = AtLeastOnce(config, lambda: None)
+        delivery = AtLeastOnce(config, 0.1, lambda: None)
         ledger = Ledger(TP("events", 0))
         values = [small] * 20
         values[round_number * 4] = large
@@ -72,7 +72,7 @@ def test_records_wait_while_the_broker_is_away_and_arrive_once_when_it_is_back(
 ) -> None:
     settings = make_settings(own_broker.servers)
     cluster.create_topics(settings)
-    delivery = AtLeastOnce(kafka.producer_config(settings), lambda: None)
+    delivery = AtLeastOnce(kafka.producer_config(settings), 0.1, lambda: None)
     ledger = Ledger(TP(settings.names.events, 1))
     chunks = []
 
@@ -108,7 +108,7 @@ def test_records_wait_while_the_broker_is_away_and_arrive_once_when_it_is_back(
 
 
 def test_a_failed_commit_is_made_again_with_the_next(servers: str, stream: Settings) -> None:
-    delivery = AtLeastOnce(kafka.producer_config(stream), lambda: None)
+    delivery = AtLeastOnce(kafka.producer_config(stream), 0.1, lambda: None)
     ledger = Ledger(TP(stream.names.events, 2))
     chunk = scored_chunk(ledger, 0, [])
     delivery.produce_scored(ledger)
@@ -118,8 +118,8 @@ def test_a_failed_commit_is_made_again_with_the_next(servers: str, stream: Setti
         def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
             raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
 
-    delivery.commit(cast(Consumer, Refusing()), [ledger], wait=True)
+    delivery.finish(cast(Consumer, Refusing()), [ledger], [ledger], 1.0)
     assert ledger.to_commit == 1
     with closing(Consumer(kafka.consumer_config(stream, stream.group))) as consumer:
-        delivery.commit(consumer, [ledger], wait=True)
+        delivery.finish(consumer, [ledger], [ledger], 1.0)
     assert cluster.committed_offsets(stream)[2] == 1

@@ -187,7 +187,7 @@ def test_a_worker_killed_under_load_and_started_again_leaves_nothing_out(trained
     with worker(trained):
         wait_until("all are scored", scored(trained, 100_000))
     report = audited(trained)
-    assert (report.events, report.missing, report.waiting) == (100_000, 0, 0)
+    assert (report.events, report.missing, report.doubled, report.waiting) == (100_000, 0, 0, 0)
 
 
 def test_workers_that_join_and_leave_share_the_partitions_and_nothing_is_lost_or_doubled(trained: Settings) -> None:

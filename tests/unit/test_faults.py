@@ -56,7 +56,12 @@ def owner_of(consumer: FakeConsumer, *, full: bool = False) -> tuple[Owner, list
     delivered: list[Chunk] = []
     owner = Owner(OwnerConfig((), {}, {}, 1.0), delivered.append, lambda _: None, lambda _: None)
     nothing = SimpleNamespace(
-        full=lambda: full, produce_scored=lambda _: None, serve=lambda wait=0.0: None, commit=lambda *_, **__: None
+        full=lambda: full,
+        produce_scored=lambda _: None,
+        serve=lambda wait=0.0: None,
+        commit_when_due=lambda *_, **__: False,
+        give_up=lambda: None,
+        aborted=0,
     )
     owner._delivery, owner._consumer = cast(Any, nothing), cast(Any, consumer)
     owner.ledgers = {PLACE: Ledger(PLACE)}

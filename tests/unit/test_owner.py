@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ecluse.transport.fetching import CHUNK_BYTES, split
 from ecluse.transport.ledger import Record
-from ecluse.transport.owner import CHUNK_BYTES, CHUNK_RECORDS, CHUNK_SECONDS, Owner, OwnerConfig, split
+from ecluse.transport.owner import CHUNK_RECORDS, CHUNK_SECONDS, Owner, OwnerConfig
 
 
 @given(st.lists(st.integers(0, 3 * CHUNK_BYTES // 2), max_size=30), st.integers(1, 10))

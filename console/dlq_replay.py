@@ -1,10 +1,12 @@
 """`ecluse dlq replay`: dead letters go back where they came from, once each, in the order in which the events stood."""
 
 import re
+import signal
 import sys
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -232,8 +234,8 @@ def _fault(letter: Message, source: Source | None, events: str, partitions: int,
 def _send(
     settings: Settings, consumer: Consumer, held: Mapping[int, Span], order: "pl.DataFrame", outcome: Outcome
 ) -> None:
-    with _bar("sending", order.height) as advance:
-        sender = _Sender(settings, outcome, advance)
+    with _bar("sending", order.height) as advance, _held_interrupt() as interrupted:
+        sender = _Sender(settings, outcome, advance, interrupted)
         try:
             letters = fetch(settings, consumer, held, order.select("partition", "offset").iter_rows())
             for letter, source in zip(letters, order.select(_SOURCE).iter_rows(), strict=True):
@@ -249,7 +251,9 @@ def _send(
 class _Sender:
     """Sends dead letters as the events that they were, and counts what the broker says of each."""
 
-    def __init__(self, settings: Settings, outcome: Outcome, advance: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, outcome: Outcome, advance: Callable[[], None], interrupted: Callable[[], bool]
+    ) -> None:
         limits = {
             # The bound on what waits to be confirmed: dead letters may have megabytes each.
             "queue.buffering.max.messages": 10_000,
@@ -262,7 +266,8 @@ class _Sender:
         self._producer = Producer(kafka.producer_config(settings) | limits)
         self._outcome = outcome
         self._advance = advance
-        self._unsettled = 0
+        self._interrupted = interrupted
+        self._unknown = 0
         self._failure: KafkaError | None = None
 
     def send(self, letter: Message, source: Source) -> None:
@@ -274,7 +279,6 @@ class _Sender:
         headers = headers_of(letter)
         settle = partial(self._settle, f"{letter.partition()}-{letter.offset()}", source)
         event = replay_headers(headers, source, (read_attempts(headers) or 0) + 1)
-        self._unsettled += 1
         while True:
             try:
                 self._producer.produce(
@@ -298,12 +302,15 @@ class _Sender:
         """Wait a moment for what was handed over, take back what did not leave; how many may have arrived, unconfirmed."""
         if self._failure is None:
             self._producer.flush(_GRACE)
-        self._producer.purge(in_queue=True, in_flight=False)
-        self._producer.flush(_GRACE)
-        return self._unsettled
+        with suppress(KafkaException):  # after a fatal error there is nothing left to take back
+            self._producer.purge(in_queue=True, in_flight=False)
+            self._producer.flush(_GRACE)
+        return self._unknown + len(self._producer)
 
     def _poll(self, seconds: float) -> None:
         self._producer.poll(seconds)
+        if self._interrupted():
+            raise KeyboardInterrupt
         if self._failure:
             raise DeliveryError(self._outcome.topic, f"{self._failure.str()}.")
 
@@ -313,10 +320,20 @@ class _Sender:
         elif error.code() in _OF_THE_RECORD:
             self._outcome.refuse(place, source, f"The broker refused it: {error.str()}.")
         elif error.code() != KafkaError._PURGE_QUEUE:
+            self._unknown += 1
             self._failure = self._failure or error
-            return
-        self._unsettled -= 1
         self._advance()
+
+
+@contextmanager
+def _held_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C as something to ask for: in the midst of a delivery report the client library would lose the exception."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

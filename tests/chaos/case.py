@@ -122,9 +122,9 @@ class Case:
         for _, partitions in held:
             assert not self.exactly_once or self.open(partitions), "no transaction was open at the kill"
 
-    def open(self, partitions: set[int]) -> bool:
-        """Whether a transaction is open on one of these partitions of the predictions."""
-        return bool(unfinished(self.settings, self.settings.names.predictions, partitions))
+    def open(self, partitions: set[int]) -> dict[int, int]:
+        """The partitions, of these, of the predictions in which a transaction is open, and where it begins."""
+        return unfinished(self.settings, self.settings.names.predictions, partitions)
 
     # -- the end -----------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from ecluse import cluster
 from ecluse.contract.records import Release, Route
 from ecluse.model.registry import announce, read_registry
 from ecluse.settings import Settings
-from tests.chaos.brokers import LATE_ABORTS, SHORT_CONSUMER_SESSION, Broker
+from tests.chaos.brokers import ABORTS_AFTER_START, LATE_ABORTS, SHORT_CONSUMER_SESSION, Broker
 from tests.chaos.case import Case, Result
 from tests.chaos.proxy import Proxy
 from tests.conftest import FIELDS
@@ -26,6 +26,12 @@ from tests.workers import train_champion
 #: Events of a case at least: 22 cases make more than a million.
 EVENTS, FEW_EVENTS = 50_000, 10_000
 MODEL = "chaos"
+#: Brokers of a case's own.
+OWN_SETTINGS: dict[str, dict[str, str]] = {
+    "killed": ABORTS_AFTER_START,
+    "late_aborts": LATE_ABORTS,
+    "proxied": {},
+}
 RESULTS = pytest.StashKey[list[Result]]()
 SEED = pytest.StashKey[str]()
 
@@ -158,8 +164,7 @@ def case(
         if variant.kind == "kip848":
             broker = request.getfixturevalue("short_session_broker")
         elif mark["broker"] != "shared":
-            own = LATE_ABORTS if mark["broker"] == "late_aborts" else {}
-            broker = stack.enter_context(_started(tmp_path / "broker", own))
+            broker = stack.enter_context(_started(tmp_path / "broker", OWN_SETTINGS[mark["broker"]]))
         if broker and mark["broker"] == "proxied":
             proxy = stack.enter_context(Proxy(broker.proxy_port, broker.behind_proxy))
         servers = broker.servers if broker else request.getfixturevalue("servers")

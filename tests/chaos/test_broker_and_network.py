@@ -7,7 +7,7 @@ from tests.chaos.case import Case
 pytestmark = pytest.mark.timeout(400)
 
 
-@pytest.mark.chaos(seconds=70, also=["at_least_once"], broker="own")
+@pytest.mark.chaos(seconds=70, also=["at_least_once"], broker="killed")
 def test_the_broker_is_killed_and_restarted(case: Case) -> None:
     assert case.broker is not None
     case.begin(2)

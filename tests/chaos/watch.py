@@ -42,16 +42,20 @@ class Watch(threading.Thread):
             self.join(20.0)
 
 
-def unfinished(settings: Settings, topic: str, partitions: Collection[int]) -> set[int]:
-    """Of these partitions of a topic, the ones in which a transaction is open: their last stable offset lags behind."""
+def unfinished(settings: Settings, topic: str, partitions: Collection[int]) -> dict[int, int]:
+    """Of these partitions of a topic, the ones in which a transaction is open, and where the first open one begins.
+
+    There the last stable offset is behind the end of the log.
+    """
     with (
         kafka.reader(settings) as committed,
         closing(
             Consumer(kafka.consumer_config(settings, "chaos") | {"isolation.level": "read_uncommitted"})
         ) as anything,
     ):
+        stable = {partition: kafka.watermarks(committed, topic, partition)[1] for partition in partitions}
         return {
-            partition
-            for partition in partitions
-            if kafka.watermarks(committed, topic, partition)[1] < kafka.watermarks(anything, topic, partition)[1]
+            partition: offset
+            for partition, offset in stable.items()
+            if offset < kafka.watermarks(anything, topic, partition)[1]
         }

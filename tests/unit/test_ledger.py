@@ -71,6 +71,22 @@ class LedgerMachine(RuleBasedStateMachine):
             assert offset >= self.committed
             self.committed = self.ledger.committed = offset
 
+    @rule()
+    def commit_transaction(self) -> None:
+        """Exactly once: what was produced counts with the offset behind it, and with that alone."""
+        if (offset := self.ledger.to_send) is None:
+            return
+        produced = [chunk for chunk in self.in_flight if chunk.ledger is self.ledger]
+        assert offset >= max([self.committed, *(chunk.next_offset for chunk in produced)])
+        assert offset <= min((chunk.offset for chunk in self.scoring if chunk.ledger is self.ledger), default=offset)
+        for chunk in produced:
+            self.in_flight.remove(chunk)
+            self.confirmed |= {at for at in self.log if chunk.offset <= at < chunk.next_offset}
+        self.committed = offset
+        self.ledger.confirm_transaction(offset)
+        assert self.ledger.unconfirmed == 0
+        assert (self.ledger.to_commit or offset) >= offset  # holes before the end may lie behind it
+
     @rule(loses=st.booleans())
     def change_owner(self, loses: bool) -> None:
         """Revoke commits first, loss does not; the next owner starts at what is committed."""

@@ -45,7 +45,7 @@ contract: setup ## Write the schemas and the AsyncAPI document anew
 
 lock: setup ## Resolve the dependencies anew, within the ranges of pyproject.toml (ARGS="--upgrade")
 	$(BIN)/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
-	$(BIN)/uv pip compile $(LOCKED) --group build --group test --group lint $(ARGS) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCKED) --group build --group test --group bench --group lint $(ARGS) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCKED) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 
 clean: ## Remove what the other targets made, except the broker's jars in ~/.cache/ecluse

@@ -1,53 +1,108 @@
-"""``python -m benchmarks``: the whole run, on a broker of its own."""
+"""``python -m benchmarks``: the whole run, each part on a broker of its own."""
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import burst, heavy, silence
 from benchmarks.ground import SEED, Ground, ground
 from benchmarks.latency import Latency, latency
-from benchmarks.measure import CONTESTANTS, Run, backlog
-from benchmarks.report import Results, append, figures, show, surroundings
+from benchmarks.measure import BY_HAND, CONTESTANTS, WORKERS, Run, backlog
+from benchmarks.report import Figures, Results, append, figures, show, surroundings
 
-RESULTS = Path(__file__).with_name("results.csv")
+HERE = Path(__file__).parent
+PICTURE = HERE.parent / "docs" / "burst.png"
 PARTITIONS = 8
 RATE = 1_000
+#: The clock stops before a backlog is worked off: at its end a commit that is due later would count as time.
+MEASURED = 0.95
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: the backlog of a round, plain Faust's part of it, the backlogs for memory, the time for latency."""
+    """How much is measured.
+
+    Of the speed: the backlog of a round, plain Faust's part of it, the backlogs for memory, the time for latency. Of the
+    silence: the groups' protocols and the rounds. Of the burst: the events on which one worker's rate is measured, and the
+    seconds before and in the burst.
+    """
 
     events: int = 400_000
     rounds: int = 3
     faust: int = 15_000
     backlogs: tuple[int, int] = (100_000, 1_000_000)
     seconds: float = 25.0
+    protocols: tuple[str, ...] = ("classic", "consumer")
+    changes: int = 3
+    one_worker: int = 150_000
+    burst: tuple[float, float] = (15.0, 30.0)
 
 
-QUICK = Sizes(events=30_000, rounds=1, faust=3_000, backlogs=(10_000, 40_000), seconds=3.0)
+QUICK = Sizes(30_000, 1, 3_000, (10_000, 40_000), 3.0, ("classic",), 1, 30_000, (3.0, 10.0))
 
 
 def main() -> None:
-    """Measure, print the table and append the row."""
+    """Measure, print the tables and append the rows."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--events", type=int, default=Sizes.events, help="the backlog of a round")
     parser.add_argument("--rounds", type=int, default=Sizes.rounds, help="how often the contestants take turns")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small numbers, no row in results.csv")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small numbers, no rows, no picture in docs")
     asked = parser.parse_args()
     sizes = QUICK if asked.quick else Sizes(asked.events, asked.rounds)
-    about = surroundings()
+    for name, part in PARTS.items():
+        if asked.only in (None, name):
+            about = surroundings()
+            row = part(sizes, asked.quick)
+            print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
+            if not asked.quick:
+                append(HERE / FILES[name], about | row)
+
+
+@contextmanager
+def prepared(events: int, settings: dict[str, str] | None = None, script: str = "default") -> Iterator[Ground]:
+    """A broker of its own, with everything that workers need; gone at the end."""
     say(f"Seed {SEED}. Broker, topics, model, events …")
     with (
         tempfile.TemporaryDirectory(prefix="ecluse-bench-") as folder,
-        ground(Path(folder), max(sizes.events, *sizes.backlogs), PARTITIONS) as there,
+        ground(Path(folder), events, PARTITIONS, settings=settings, script=script) as there,
     ):
+        yield there
+
+
+def speed(sizes: Sizes, quick: bool) -> Figures:
+    """Throughput, memory and latency of the contestants."""
+    del quick
+    with prepared(max(sizes.events, *sizes.backlogs)) as there:
         results = measure(there, sizes)
-    show(results, about)
-    if not asked.quick:
-        append(RESULTS, about | {"events": sizes.events, "rounds": sizes.rounds} | figures(results))
+    show(results)
+    return {"events": sizes.events, "rounds": sizes.rounds} | figures(results)
+
+
+def silences(sizes: Sizes, quick: bool) -> Figures:
+    """How long partitions are silent while workers come and go."""
+    del quick
+    with prepared(10_000, silence.BROKER) as there:
+        changes = silence.silence(there, sizes.protocols, sizes.changes, say)
+    silence.show(changes)
+    return silence.figures(changes)
+
+
+def bursts(sizes: Sizes, quick: bool) -> Figures:
+    """A burst under `ecluse autoscale`, and its picture."""
+    with prepared(sizes.one_worker, script=f"{heavy.__file__}:train") as there:
+        run = burst.burst(there, *sizes.burst, say)
+        burst.draw(run, there.folder / PICTURE.name if quick else PICTURE)
+    burst.show(run)
+    return burst.figures(run)
+
+
+PARTS: dict[str, Callable[[Sizes, bool], Figures]] = {"speed": speed, "silence": silences, "burst": bursts}
+FILES = {"speed": "results.csv", "silence": "silence.csv", "burst": "burst.csv"}
 
 
 def measure(there: Ground, sizes: Sizes) -> Results:
@@ -55,17 +110,19 @@ def measure(there: Ground, sizes: Sizes) -> Results:
     runs: dict[str, list[Run]] = {name: [] for name in CONTESTANTS}
     for number in range(sizes.rounds):
         for name in CONTESTANTS:
-            run = backlog(there, name, sizes.events, sizes.faust if name.startswith("faust") else sizes.events)
+            count = sizes.faust if name.startswith("faust") else int(MEASURED * sizes.events)
+            run = backlog(there, name, sizes.events, count)
             runs[name].append(run)
             say(
                 f"round {number + 1}, {name}: {run.rate:,.0f} events/s, {run.cpu_us:.1f} µs CPU, {run.peak_mib:.0f} MiB"
             )
-    memory = {}
-    for waiting in sizes.backlogs:
-        memory[waiting] = backlog(there, "worker", waiting, waiting).peak_mib
-        say(f"backlog of {waiting:,}: {memory[waiting]:.0f} MiB")
+    memory: dict[str, dict[int, float]] = {name: {} for name in WORKERS}
+    for name in WORKERS:
+        for waiting in sizes.backlogs:
+            memory[name][waiting] = backlog(there, name, waiting, waiting).peak_mib
+            say(f"{name}, backlog of {waiting:,}: {memory[name][waiting]:.0f} MiB")
     waits: dict[str, Latency] = {}
-    for name in ("worker", "by hand"):
+    for name in (*WORKERS, BY_HAND):
         waits[name] = latency(there, name, RATE, sizes.seconds)
         say(f"latency of {name}: {waits[name]}")
     return Results(runs, memory, waits, RATE)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -31,10 +31,26 @@ class Ground:
         self._admin: AdminClient = kafka.admin(self.settings)
 
     def ends(self, topic: str) -> list[int]:
-        """The offset after the last record of each partition; one request."""
+        """The offset after the last record of each partition, committed or not, or transaction marker; one request."""
         places = [TopicPartition(topic, partition) for partition in range(self.settings.topics.partitions)]
         futures = self._admin.list_offsets({place: OffsetSpec.latest() for place in places}, request_timeout=10)
         return [futures[place].result(10).offset for place in places]
+
+    @contextmanager
+    def counter(self, group: str) -> Iterator[Callable[[], int]]:
+        """Counts the events that a group has committed: one request a call, over a connection that stays open.
+
+        The events are written by a plain producer, so their offsets count events and nothing else.
+        """
+        places = [TopicPartition(self.settings.names.events, p) for p in range(self.settings.topics.partitions)]
+        # A reader of committed records would be told of no offsets while a transaction that moves them is open.
+        config = kafka.consumer_config(self.settings, group) | {"isolation.level": "read_uncommitted"}
+        with closing(Consumer(config)) as consumer:
+
+            def count() -> int:
+                return sum(max(0, place.offset) for place in kafka.once_coordinated(consumer.committed, places, 10.0))
+
+            yield count
 
     def store_uncompressed(self) -> None:
         """Let the broker keep events uncompressed: aiokafka cannot read the lz4 of our producers without another package."""
@@ -65,11 +81,21 @@ class Ground:
 
 
 @contextmanager
-def ground(folder: Path, events: int, partitions: int) -> Iterator[Ground]:
-    """Broker, topics, model and events in `folder`; the broker is stopped at the end."""
+def ground(
+    folder: Path, events: int, partitions: int, *, settings: dict[str, str] | None = None, script: str = "default"
+) -> Iterator[Ground]:
+    """Broker, topics, model and events in `folder`; the broker is stopped at the end.
+
+    Args:
+        folder: an empty one.
+        events: how many are published.
+        partitions: of the topics.
+        settings: of the broker, over the usual ones.
+        script: what trains the model.
+    """
     data = folder / "broker"
     try:
-        servers = broker.start(data, 0).servers
+        servers = broker.start(data, 0, settings).servers
         customers = max(200, round(max(events, TRAINING_ROWS) * 1.1 / (DAYS * PER_DAY)))
         frame = generate(SEED, DAYS, customers=customers, terminals=2 * customers, per_day=PER_DAY)
         training, file = folder / "training.parquet", folder / "events.parquet"
@@ -78,7 +104,7 @@ def ground(folder: Path, events: int, partitions: int) -> Iterator[Ground]:
         config = folder / "ecluse.toml"
         run(folder, "init", str(training))
         text = config.read_text(encoding="utf-8").replace("[kafka]", f'[kafka]\nbootstrap_servers = "{servers}"')
-        text = text.replace("[model]", f'[model]\nstore = "{folder / "models"}"')
+        text = text.replace("[model]", f'[model]\nscript = "{script}"\nstore = "{folder / "models"}"')
         config.write_text(f"{text}\n[topics]\npartitions = {partitions}\n", encoding="utf-8")
         run(folder, "topics", "create")
         run(folder, "model", "train", str(training))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.latency import Latency
-from benchmarks.measure import CONTESTANTS, Run
+from benchmarks.measure import AT_LEAST_ONCE, BY_HAND, CONTESTANTS, EXACTLY_ONCE, WORKERS, Run
 from console.broker import KAFKA_VERSION
 
 LIBRARIES = (
@@ -33,10 +33,10 @@ Figures = dict[str, str | int | float]
 
 @dataclass(frozen=True)
 class Results:
-    """All that one run measured: each contestant's rounds, the worker's peak memory by backlog, latencies."""
+    """All that one run measured: each contestant's rounds, the workers' peak memory by backlog, latencies."""
 
     rounds: Mapping[str, Sequence[Run]]
-    memory: Mapping[int, float]
+    memory: Mapping[str, Mapping[int, float]]
     latency: Mapping[str, Latency]
     rate: int
 
@@ -48,7 +48,7 @@ def ratio(results: Results, of: str, to: str) -> float:
 
 
 def faster_faust(results: Results) -> str:
-    """The faster of the plain Faust agents: what the worker is held against."""
+    """The faster of the plain Faust agents: what the workers are held against."""
     agents = [name for name in CONTESTANTS if name.startswith("faust")]
     return max(agents, key=lambda name: median(run.rate for run in results.rounds[name]))
 
@@ -57,20 +57,27 @@ def figures(results: Results) -> Figures:
     """Every figure under a column's name."""
     row: Figures = {}
     for name, runs in results.rounds.items():
-        column = name.replace(", ", "_").replace(" ", "_")
-        row[f"{column}_events_per_s"] = round(median(run.rate for run in runs))
-        row[f"{column}_cpu_us_per_event"] = round(median(run.cpu_us for run in runs), 2)
-        row[f"{column}_peak_mib"] = round(max(run.peak_mib for run in runs))
-    row["worker_to_by_hand"] = round(ratio(results, "worker", "by hand"), 3)
-    row["worker_to_faust"] = round(ratio(results, "worker", faster_faust(results)), 2)
-    small, large = min(results.memory), max(results.memory)
-    row |= {"backlog_small": small, "worker_peak_mib_small": round(results.memory[small])}
-    row |= {"backlog_large": large, "worker_peak_mib_large": round(results.memory[large])}
+        row[f"{column(name)}_events_per_s"] = round(median(run.rate for run in runs))
+        row[f"{column(name)}_cpu_us_per_event"] = round(median(run.cpu_us for run in runs), 2)
+        row[f"{column(name)}_peak_mib"] = round(max(run.peak_mib for run in runs))
+    row["exactly_once_to_at_least_once"] = round(ratio(results, EXACTLY_ONCE, AT_LEAST_ONCE), 3)
+    for name in WORKERS:
+        row[f"{column(name)}_to_by_hand"] = round(ratio(results, name, BY_HAND), 3)
+        row[f"{column(name)}_to_faust"] = round(ratio(results, name, faster_faust(results)), 2)
+    for name, peaks in results.memory.items():
+        for size, backlog in (("small", min(peaks)), ("large", max(peaks))):
+            row[f"backlog_{size}"] = backlog
+            row[f"{column(name)}_peak_mib_{size}"] = round(peaks[backlog])
     row["latency_rate_per_s"] = results.rate
     for name, latency in results.latency.items():
         for quantile, seconds in (("p50", latency.p50), ("p99", latency.p99), ("p999", latency.p999)):
-            row[f"{name.replace(' ', '_')}_{quantile}_ms"] = round(seconds * 1e3, 2)
+            row[f"{column(name)}_{quantile}_ms"] = round(seconds * 1e3, 2)
     return row
+
+
+def column(name: str) -> str:
+    """A contestant's name as the beginning of a column's."""
+    return name.replace(", ", "_").replace(" ", "_")
 
 
 def surroundings() -> Figures:
@@ -108,7 +115,7 @@ def append(file: Path, row: Figures) -> None:
         writer.writerow(row)
 
 
-def show(results: Results, about: Figures) -> None:
+def show(results: Results) -> None:
     """Print the table and the ratios."""
     out = Console(width=110)
     table = Table(title="Working off a backlog: medians of the rounds")
@@ -123,7 +130,7 @@ def show(results: Results, about: Figures) -> None:
             f"{min(rates):,.0f}-{max(rates):,.0f}",
             f"{median(run.cpu_us for run in runs):.1f}",
             f"{max(run.peak_mib for run in runs):.0f}",
-            f"{ratio(results, name, 'by hand'):.2f}",
+            f"{ratio(results, name, BY_HAND):.2f}",
             f"{ratio(results, name, plain):.1f}",
         )
     out.print(table)
@@ -133,10 +140,12 @@ def show(results: Results, about: Figures) -> None:
     for name, latency in results.latency.items():
         times.add_row(name, *(f"{seconds * 1e3:.1f}" for seconds in (latency.p50, latency.p99, latency.p999)))
     out.print(times)
-    for backlog, peak in sorted(results.memory.items()):
-        out.print(f"The worker's memory with a backlog of {backlog:,}: {peak:.0f} MiB at most")
+    for name, peaks in results.memory.items():
+        for backlog, peak in sorted(peaks.items()):
+            out.print(f"Memory of the {name}, with a backlog of {backlog:,}: {peak:.0f} MiB at most")
+    both = ratio(results, EXACTLY_ONCE, AT_LEAST_ONCE)
+    out.print(f"Exactly once runs at {both:.2f} of at least once (aim: 0.85 or more).")
     out.print(f"Plain Faust is '{plain}', the faster of the two. Ratios: median over the rounds.")
-    out.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
 
 
 def _cpu_model() -> str:

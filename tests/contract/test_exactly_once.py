@@ -110,7 +110,10 @@ def test_of_two_workers_in_one_slot_the_first_is_fenced_and_both_go_on_without_l
 def test_a_broker_killed_under_an_open_transaction_and_restarted_never_hangs_the_client(
     own_broker: dev_broker.RunningBroker, make_settings: MakeSettings
 ) -> None:
-    """The reason for the client library's pin: with 2.16 `send_offsets_to_transaction` never came back from this."""
+    """The reason for the client library's pin: with 2.16.1 `send_offsets_to_transaction` never comes back from this.
+
+    The transaction must outlive the outage: one that the broker has ended is refused at once, by any version.
+    """
     settings = make_settings(own_broker.servers)
     cluster.create_topics(settings)
     send(settings, [b"x"] * 10, partition=0)
@@ -119,19 +122,22 @@ def test_a_broker_killed_under_an_open_transaction_and_restarted_never_hangs_the
 
     def client() -> None:
         group = kafka.consumer_config(settings, settings.group) | membership(settings.worker, settings.group)
-        delivery = ExactlyOnce(kafka.transactional_config(settings, f"{settings.group}-a", 10), 0.1, lambda: None)
+        delivery = ExactlyOnce(kafka.transactional_config(settings, f"{settings.group}-a", 60), 0.1, lambda: None)
         delivery.ready()
         with closing(Consumer(group)) as consumer:
             consumer.subscribe([settings.names.events], on_assign=lambda _, places: consumer.incremental_assign(places))
             wait_until("it is a member", lambda: consumer.poll(0.1) is not None)
             ledger = Ledger(TP(settings.names.events, 0))
-            ledger.add([], 0, 10, 0.0).outputs = [Output(settings.names.predictions, None, b"y", None)] * 10
-            delivery.produce_scored(ledger)
-            delivery.serve()
+            for offset in range(10):
+                ledger.add([], offset, offset + 1, 0.0).outputs = [Output(settings.names.predictions, None, b"y", None)]
+                delivery.produce_scored(ledger)
+                if offset < 4:  # the coordinators are known by the time of the kill
+                    delivery.finish(consumer, [ledger], [ledger], 10.0)
+            delivery.serve(0.1)
             inside.set()
             assert go_on.wait(60)
             try:
-                delivery.finish(consumer, [ledger], [ledger], 20.0)
+                delivery.finish(consumer, [ledger], [ledger], 60.0)
                 outcome.append("committed")
             except Aborted:
                 outcome.append("aborted")
@@ -146,10 +152,10 @@ def test_a_broker_killed_under_an_open_transaction_and_restarted_never_hangs_the
     psutil.wait_procs([process], timeout=20)
     go_on.set()
     dev_broker.start(Path(own_broker.data), own_broker.port)
-    thread.join(90)
+    thread.join(60)
     assert not thread.is_alive(), "the client hangs"
     seen = [message.value() for message in read_all(settings, settings.names.predictions)]
-    assert seen == ([b"y"] * 10 if outcome == ["committed"] else [])
+    assert seen == [b"y"] * (10 if outcome == ["committed"] else 4)
 
 
 def test_the_consumer_protocol_shares_the_partitions_and_loses_and_doubles_nothing(

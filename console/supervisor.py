@@ -330,6 +330,8 @@ def supervisor_of(
     servers: str | None = None,
     start: cluster.Where | None = None,
     delays: Sequence[float] = DELAYS,
+    *,
+    standby: bool = False,
 ) -> Supervisor:
     """A supervisor of `ecluse worker` processes with the same settings, each in a slot of its own.
 
@@ -339,6 +341,7 @@ def supervisor_of(
         servers: the cluster, if one was named.
         start: where to begin in partitions in which the group has no offset yet.
         delays: seconds before each restart of a worker that fails again and again.
+        standby: whether they wait outside the group until work does.
 
     Raises:
         BrokerUnreachable: no broker answered.
@@ -348,6 +351,7 @@ def supervisor_of(
     if start is not None:
         cluster.seed_offsets(settings, start)
     arguments = [*(("--config", str(config)) if config else ()), *(("--bootstrap-servers", servers) if servers else ())]
+    arguments += ["--standby"] if standby else []
     client = kafka.admin(settings)
 
     def start_process(slot: Slot) -> WorkerProcess:

@@ -23,6 +23,12 @@ def worker_command(
             min=1, help="Run so many workers, a process each, and restart one that crashes.", show_default=False
         ),
     ] = None,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby", help="Load the model and wait outside the group; join while too much work waits, then leave."
+        ),
+    ] = False,
     stop_at_eof: Annotated[bool, typer.Option("--stop-at-eof", hidden=True)] = False,
 ) -> None:
     """Score events until stopped (SIGTERM or Ctrl-C), which commits what is done and leaves the group.
@@ -31,10 +37,14 @@ def worker_command(
     worker.metrics_host and worker.metrics_port say.
     """
     settings = settings_of(config, servers)
+    if standby and settings.worker.static_member:
+        raise typer.BadParameter(
+            "--standby and worker.static_member: each time that it leaves, its partitions would wait for the session."
+        )
     if processes is not None:
         from console.supervisor import supervisor_of
 
-        supervisor = supervisor_of(settings, config, servers, start)
+        supervisor = supervisor_of(settings, config, servers, start, standby=standby)
         if processes > settings.topics.partitions:
             say(f"Of {processes} workers {settings.topics.partitions} can have a partition: so many are started.")
         supervisor.scale(min(processes, settings.topics.partitions))
@@ -43,7 +53,7 @@ def worker_command(
         threading.Thread(target=_stop_at_eof, name="supervisor's pipe", daemon=True).start()
     from scoring.worker import run_worker
 
-    run_worker(settings, start)
+    run_worker(settings, start, standby=standby)
 
 
 def _stop_at_eof() -> None:

@@ -213,6 +213,10 @@ class WorkerSettings(_Section):
     """0 takes a free port, which the worker prints."""
     stuck_after_seconds: float = setting(60.0, gt=0)
     """/health/live fails when a chunk has been in the worker's hands for longer."""
+    standby_join_seconds: float = setting(10.0, gt=0)
+    """A standby joins when more seconds of work wait, or when events have waited for so long and nothing was committed."""
+    standby_settle_seconds: float = setting(60.0, gt=0)
+    """It leaves when less than a tenth of that has waited for so long (or up to twice as long: two do not leave at once)."""
 
     @model_validator(mode="after")
     def _static_needs_a_slot(self) -> "WorkerSettings":

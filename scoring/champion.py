@@ -80,6 +80,17 @@ class Champion:
             ) from cause
 
 
+def routed_champion(settings: Settings, loaded: Champion) -> Champion:
+    """The champion that the route names now: `loaded`, where the route is as it was.
+
+    Raises:
+        BrokerError: the route could not be read.
+        ModelNotFound, ModelRefused: as `load_champion`.
+    """
+    routed = read_registry(settings).routes.get(settings.model_name)
+    return loaded if routed is not None and routed.revision == loaded.revision else load_champion(settings)
+
+
 def load_champion(settings: Settings) -> Champion:
     """Load and warm the version that the route names.
 

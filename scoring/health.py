@@ -24,12 +24,15 @@ STILL_SECONDS = 30.0
 
 
 class Health:
-    """What is known of the worker's state; `progress` is None until the worker joins its group."""
+    """What is known of the worker's state.
+
+    `progress` is None until the worker joins its group; `waits` says that it is a standby, outside the group on purpose.
+    """
 
     def __init__(self, stuck_after: float) -> None:
         self._stuck_after = stuck_after
         self.progress: Progress | None = None
-        self.warm = False
+        self.warm = self.waits = False
 
     def live(self) -> list[str]:
         """Why the worker should be restarted; empty where it should not."""
@@ -41,6 +44,8 @@ class Health:
         """Why the worker does not do its work; empty where it does."""
         if not self.warm:
             return ["the model is not warm yet"]
+        if self.waits:
+            return []
         if self.progress is None or not self.progress.assigned:
             return ["the worker waits for its partitions"]
         still = time.monotonic() - self.progress.moved_at
@@ -56,9 +61,10 @@ class ProgressCollector(Collector):
         self._health = health
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics; none before the worker joins its group."""
-        progress, now = self._health.progress, time.monotonic()
-        if progress is None:
+        """The metrics; of progress none while the worker is outside its group."""
+        progress, now, waits = self._health.progress, time.monotonic(), self._health.waits
+        yield GaugeMetricFamily("ecluse_standby", "1 while the worker waits outside its group, warm.", float(waits))
+        if progress is None or waits:
             return
         lag = GaugeMetricFamily("ecluse_consumer_lag", "Events not yet confirmed.", labels=["topic", "partition"])
         for partition, events in list(progress.lag.items()):

@@ -51,11 +51,9 @@ class Pipeline:
         clock: Callable[[], float] = time.time,
     ) -> None:
         schema = settings.stream.schema_of_events()
-        self._champion = champion
         self._topics = settings.names
         self._decoder = Decoder(settings.stream, schema)
         self._finite = FiniteNumbers(schema)
-        self._explainer = Explainer(champion.model, schema, settings.stream.visible)
         largest = settings.topics.max_message_bytes + HEADROOM_BYTES
         self._largest_alert = largest - 2 * LONGEST_NAME
         self._dead_letter = DeadLetters(self._topics.dead_letters, settings.group, worker, largest)
@@ -63,6 +61,21 @@ class Pipeline:
         self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
         self._telemetry = telemetry
         self._clock = clock
+        self._settings, self._schema = settings, schema
+        self.serve(champion)
+
+    @property
+    def champion(self) -> Champion:
+        """The model that scores."""
+        return self._champion
+
+    def serve(self, champion: Champion) -> None:
+        """Score with this model from now on. To be called only while no chunk is scored."""
+        self._champion = champion
+        self._explainer = Explainer(champion.model, self._schema, self._settings.stream.visible)
+        self._telemetry.model_info.clear()
+        self._telemetry.model_info.labels(champion.name, str(champion.version), champion.sha256).set(1)
+        self._telemetry.model_load.set(champion.load_seconds)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[list[Output]]:
         """The records that come of each chunk, in the order of its events. All chunks share one model call.

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import uuid
+from contextlib import ExitStack
 
 import faust
 from faust.types import StreamT
@@ -23,6 +24,7 @@ from ecluse.transport.owner import OwnerConfig
 from scoring.champion import Champion, load_champion
 from scoring.health import Health, HealthServer
 from scoring.pipeline import Pipeline
+from scoring.standby import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,13 @@ logger = logging.getLogger(__name__)
 LOOK_FOR_CHAMPION = 1.0
 
 
-def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
+def run_worker(settings: Settings, start: cluster.Where | None = None, *, standby: bool = False) -> None:
     """Score the stream until SIGTERM or SIGINT. Does not return: the process exits, with 1 where the worker cannot go on.
 
     Args:
         settings: the stream's.
         start: where to begin in partitions in which the group has no offset yet.
+        standby: wait outside the group, warm, and be in it only while work waits (see `scoring.standby`).
 
     Raises:
         BrokerUnreachable: no broker answered.
@@ -48,16 +51,17 @@ def run_worker(settings: Settings, start: cluster.Where | None = None) -> None:
     if start is not None:
         cluster.seed_offsets(settings, start)
     telemetry, health = Telemetry(), Health(settings.worker.stuck_after_seconds)
-    with HealthServer(telemetry, health, settings.worker.metrics_host, settings.worker.metrics_port) as server:
+    with ExitStack() as stack:
+        host, port = settings.worker.metrics_host, settings.worker.metrics_port
+        server = stack.enter_context(HealthServer(telemetry, health, host, port))
         logger.info("metrics and health at http://%s (/metrics, /health/live, /health/ready)", server.address)
-        champion = await_champion(settings)
-        telemetry.model_info.labels(champion.name, str(champion.version), champion.sha256).set(1)
-        telemetry.model_load.set(champion.load_seconds)
-        health.warm = True
+        pipeline = Pipeline(settings, await_champion(settings), worker_name(), telemetry)
+        health.warm, health.waits = True, standby
         # What is loaded by now stays. Walked by the garbage collector again and again, it held the loop for 40 ms at a time.
         gc.collect()
         gc.freeze()
-        app = worker_app(settings, Pipeline(settings, champion, worker_name(), telemetry), health)
+        watch = stack.enter_context(Standby(settings, pipeline, health)) if standby else None
+        app = worker_app(settings, pipeline, health, watch)
         worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
@@ -80,7 +84,7 @@ def await_champion(settings: Settings) -> Champion:
             time.sleep(LOOK_FOR_CHAMPION)
 
 
-def worker_app(settings: Settings, pipeline: Pipeline, health: Health) -> ChunkApp:
+def worker_app(settings: Settings, pipeline: Pipeline, health: Health, watch: Standby | None) -> ChunkApp:
     """The Faust app of a worker: one agent, which puts every chunk through the pipeline."""
     session = settings.worker.session_timeout_seconds
     config = OwnerConfig(
@@ -91,7 +95,7 @@ def worker_app(settings: Settings, pipeline: Pipeline, health: Health) -> ChunkA
         else kafka.transactional_config(settings, f"{settings.group}-{slot(settings.worker)}", session),
         commit_interval=settings.worker.commit_interval_seconds,
     )
-    app = make_app(settings.group, config, watchdog_seconds=2 * session)
+    app = make_app(settings.group, config, watchdog_seconds=2 * session, stand_by=watch.begin if watch else None)
 
     @app.agent(app.topic(settings.names.events))
     async def score(stream: StreamT[list[Chunk]]) -> None:

@@ -11,7 +11,7 @@ handles one event at a time and acknowledges events that failed.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping
 from typing import Any, ClassVar, cast
 
 import faust
@@ -44,28 +44,48 @@ class _NeverRead(dict[TP, int]):
 
 
 class ChunkConsumer(Consumer):
-    """Faust's view of the owning thread: starts it, passes its chunks on, joins it, and ends the process if it hangs."""
+    """Faust's view of the owning thread: starts it, passes its chunks on, joins it, and ends the process if it hangs.
+
+    A worker is in its group while such a thread lives. `enter` and `leave` may follow each other for as long as the app runs.
+    """
 
     app: "ChunkApp"
     logger = _services
 
     async def on_start(self) -> None:
-        """Make the owning thread; it starts when Faust subscribes."""
+        """Make the owning thread; it starts when the worker enters its group."""
         self._read_offset = cast(MutableMapping[TP, int | None], _NeverRead())
         self._main = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Chunk] = asyncio.Queue()
-        self.owner = Owner(self.app.owner_config, self._deliver, self._on_assigned, self._on_crashed)
+        self.owner = self._new_owner()
+        self._subscribed = self._leaving = False
+
+    def _new_owner(self) -> Owner:
+        return Owner(self.app.owner_config, self._deliver, self._on_assigned, self._on_crashed)
 
     async def on_stop(self) -> None:
-        """Let the owning thread confirm, commit and leave; nothing new is taken."""
-        self.owner.close()
-        if self.owner.is_alive():
-            await asyncio.to_thread(self.owner.join, 4 * FINISH_SECONDS)
-            if self.owner.is_alive():
+        """Leave the group, if the worker is in it."""
+        await self.leave()
+
+    async def enter(self) -> None:
+        """Enter the group: the owning thread starts."""
+        if not self.should_stop:
+            self._leaving = False
+            self.owner.start()
+
+    async def leave(self) -> None:
+        """Let the owning thread confirm, commit and leave the group; nothing new is taken. Ends when the thread has ended."""
+        self._leaving, owner = True, self.owner
+        owner.close()
+        if owner.is_alive():
+            await asyncio.to_thread(owner.join, 4 * FINISH_SECONDS)
+            if owner.is_alive():
                 logger.critical(
                     "the owning thread does not end; the process exits and its lag waits for the next worker"
                 )
                 os._exit(HUNG)
+        # A thread runs once. Of chunks that the old one handed out the new one knows no partition: they are not live.
+        self.owner = self._new_owner()
 
     @Service.task
     async def _watchdog(self) -> None:
@@ -74,7 +94,8 @@ class ChunkConsumer(Consumer):
         while not self.should_stop:
             await self.sleep(1.0)
             beat = self.owner.progress.beat
-            seen, silent = beat, silent + 1 if beat == seen and self.owner.is_alive() else 0
+            works = self.owner.is_alive() and not self._leaving  # leaving has a deadline of its own
+            seen, silent = beat, silent + 1 if beat == seen and works else 0
             if silent > self.app.watchdog_seconds:
                 logger.critical("the owning thread made no progress for %d s; the process exits", silent)
                 os._exit(HUNG)
@@ -99,10 +120,15 @@ class ChunkConsumer(Consumer):
     # -- called by Faust, on its loop --------------------------------------------------------------------------------------
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Start reading. What to read stands in the app's configuration."""
+        """The agents are ready: enter the group, or let a standby decide. What to read stands in the app's configuration."""
         del topics
-        if not self.owner.is_alive():
-            self.owner.start()
+        if self._subscribed:
+            return
+        self._subscribed = True
+        if self.app.stand_by is None:
+            await self.enter()
+        else:
+            self.app.stand_by(self)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109 - Faust's signature
         """One message: all chunks that wait, so that small ones share one model call, up to one chunk's worth of records."""
@@ -206,6 +232,7 @@ class ChunkApp(faust.App):
     logger = _services
     owner_config: OwnerConfig
     watchdog_seconds: float
+    stand_by: Callable[[ChunkConsumer], None] | None
 
     def _create_directories(self) -> None:
         """Faust would make folders for its tables."""
@@ -223,13 +250,20 @@ class ChunkApp(faust.App):
         return cast(ChunkConsumer, self.consumer).owner
 
 
-def make_app(app_id: str, config: OwnerConfig, *, watchdog_seconds: float) -> ChunkApp:
+def make_app(
+    app_id: str,
+    config: OwnerConfig,
+    *,
+    watchdog_seconds: float,
+    stand_by: Callable[[ChunkConsumer], None] | None = None,
+) -> ChunkApp:
     """A Faust app whose agents get lists of chunks.
 
     Args:
         app_id: the consumer group.
         config: of the owning thread.
         watchdog_seconds: the process ends if the owning thread makes no progress for so long.
+        stand_by: called on the app's loop, once, instead of entering the group; `ChunkConsumer.enter` is then up to it.
     """
     app = ChunkApp(
         app_id,
@@ -245,4 +279,5 @@ def make_app(app_id: str, config: OwnerConfig, *, watchdog_seconds: float) -> Ch
     )
     app.owner_config = config
     app.watchdog_seconds = watchdog_seconds
+    app.stand_by = stand_by
     return app

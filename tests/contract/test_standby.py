@@ -55,7 +55,7 @@ def test_a_standby_joins_for_each_burst_takes_over_from_the_dead_and_leaves_when
     settings = make_settings(servers, worker=QUICK)
     cluster.create_topics(settings)
     train_champion(settings, tmp_path)
-    burst = json_values(events(20_000))
+    burst = json_values(events(36_000))
     with worker(settings) as first, worker(settings, "--standby") as standby:
         for number in (1, 2):
             wait_until("it waits outside", lambda: waits(standby) and holds(first, 4))

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from console import broker as dev_broker
 from ecluse import cluster
 from ecluse.settings import Settings
+
+# In a fresh clone Hypothesis makes its table of Unicode first, within the first test that draws text: that is no slow test.
+hypothesis_settings.register_profile("ecluse", suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("ecluse")
 
 FIELDS = {
     "transaction_id": {"type": "text", "required": False},

@@ -13,6 +13,8 @@ from ecluse.model.features import FeatureSet
 from ecluse.model.manifest import ONNX, Manifest
 from ecluse.model.store import ModelStore
 
+ort.disable_telemetry_events()  # a worker tells nobody but its operator what it does
+
 #: Rows in one call when warming: one event, a small chunk, a full one.
 _WARM_ROWS = (1, 64, 1024)
 

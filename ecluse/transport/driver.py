@@ -9,6 +9,7 @@ handles one event at a time and acknowledges events that failed.
 """
 
 import asyncio
+import faulthandler
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping
@@ -98,6 +99,7 @@ class ChunkConsumer(Consumer):
             seen, silent = beat, silent + 1 if beat == seen and works else 0
             if silent > self.app.watchdog_seconds:
                 logger.critical("the owning thread made no progress for %d s; the process exits", silent)
+                faulthandler.dump_traceback()
                 os._exit(HUNG)
 
     # -- called by the owning thread ---------------------------------------------------------------------------------------

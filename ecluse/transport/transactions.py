@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 QUIET_SECONDS = 0.01
 #: One blocking call into librdkafka; what can be retried is called again.
 CALL_SECONDS = 5.0
+#: The wait before such a call: some fail at once.
+RETRY_SECONDS = 0.05
 #: So many aborts with no commit in between end the worker: what fails will fail again.
 ABORTS_IN_A_ROW = 20
 
@@ -63,15 +65,19 @@ class ExactlyOnce:
     """
 
     def __init__(self, config: Config, commit_interval: float, beat: Callable[[], None]) -> None:
+        timeout = config["transaction.timeout.ms"] / 1e3
+        call_seconds = min(CALL_SECONDS, timeout / 2)
         self._config = config | {
             "queue.buffering.max.messages": 4 * QUEUED_RECORDS,
             "queue.buffering.max.kbytes": 4 * QUEUED_BYTES // 1024,
             "linger.ms": 1,
             # Where the broker still ends the transaction before, the next one's start waits this long (default 100).
             "retry.backoff.ms": 10,
+            # A call into librdkafka overruns its own time-out by that of the request that hangs.
+            "socket.timeout.ms": int(call_seconds * 1e3),
         }
-        self._timeout = config["transaction.timeout.ms"] / 1e3
-        self._call_seconds = min(CALL_SECONDS, self._timeout / 2)
+        self._timeout = timeout
+        self._call_seconds = call_seconds
         self._interval = commit_interval
         self._beat = beat
         self._producer: Producer | None = None
@@ -199,9 +205,12 @@ class ExactlyOnce:
             try:
                 call(*args, self._call_seconds)
             except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > deadline:
+                # A conflict: another call has not ended, and what it will come to is not known.
+                conflict = error.args[0].code() == KafkaError._CONFLICT
+                if conflict or not error.args[0].retriable() or time.monotonic() > deadline:
                     raise
                 logger.info("%s is tried again: %s", getattr(call, "__name__", call), error.args[0].str())
+                time.sleep(RETRY_SECONDS)
             else:
                 return
 

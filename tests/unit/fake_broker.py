@@ -30,6 +30,9 @@ class Clock:
 
     time = monotonic
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 class Fault(Enum):
     """What becomes of a call. "Done": the broker took it, though the client is told that it timed out."""
@@ -40,11 +43,12 @@ class Fault(Enum):
     DONE_HANGS = auto()
     LATE = auto()  # the client gives up, the request reaches the broker later, or never
     ABORTABLE = auto()
-    REFUSED = auto()  # abortable, and would be so again
+    REFUSED = auto()  # and would be so again
     FATAL = auto()
     FULL = auto()  # BufferError
     STATE = auto()  # not now
     BROKER_TIMEOUT = auto()  # the broker has just ended the open transaction
+    AGAIN = auto()  # what was there comes again: records, a revoked partition
     EXPELLED = auto()  # the group has just taken the worker for dead
 
 

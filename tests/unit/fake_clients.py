@@ -58,7 +58,8 @@ class FakeProducer:
         if fault is Fault.FULL:
             raise BufferError("queue full")
         if fault is not None:
-            raise failure(KafkaError._STATE, "injected")
+            code = KafkaError.MSG_SIZE_TOO_LARGE if fault is Fault.REFUSED else KafkaError._STATE
+            raise failure(code, "injected")
         self.queue.append((partition, int(value)))
 
     def poll(self, wait: float) -> None:
@@ -223,10 +224,15 @@ class FakeConsumer:
             self.on[kind](self, [TopicPartition(TOPIC, partition) for partition in partitions])
             if kind == "lost":
                 self.positions.clear()
+            if kind == "revoke" and consuming and self.member in self.broker.group.members:
+                for partition in partitions if self.broker.fault("revoke") else ():
+                    self.broker.group.give(partition, self)
 
     def poll(self, wait: float) -> FakeMessage | None:
         self.broker.clock.now += wait
         self._serve(consuming=False)
+        if self.broker.fault("poll") is not None:
+            self.positions = dict.fromkeys(self.positions)
         return next(iter(self._take(1)), None)
 
     def consume(self, count: int, wait: float) -> list[FakeMessage]:

@@ -28,20 +28,22 @@ SLOTS = 3
 
 OUTCOMES = [Fault.SLOW, Fault.DONE_SLOW, Fault.HANGS, Fault.DONE_HANGS]
 ENDINGS = [Fault.ABORTABLE, Fault.FATAL, Fault.BROKER_TIMEOUT, Fault.EXPELLED]
-FAULTS: list[tuple[str, Fault]] = [
-    (call, fault)
-    for call, faults in {
-        "init_transactions": OUTCOMES,
-        "begin_transaction": [Fault.STATE, Fault.FATAL],
-        "produce": [Fault.FULL, Fault.STATE],
-        "send_offsets_to_transaction": OUTCOMES + ENDINGS,
-        "commit_transaction": [*OUTCOMES, *ENDINGS, Fault.REFUSED, Fault.LATE],
-        "abort_transaction": [*OUTCOMES, Fault.FATAL, Fault.STATE, Fault.BROKER_TIMEOUT],
-        "seek": [Fault.STATE],
-        "committed": [Fault.HANGS],
-    }.items()
-    for fault in faults
-]
+FAULTS = {
+    "init_transactions": OUTCOMES,
+    "begin_transaction": [Fault.STATE, Fault.FATAL],
+    "produce": [Fault.FULL, Fault.STATE, Fault.REFUSED],
+    "send_offsets_to_transaction": [*OUTCOMES, *ENDINGS, Fault.REFUSED],
+    "commit_transaction": [*OUTCOMES, *ENDINGS, Fault.REFUSED, Fault.LATE],
+    "abort_transaction": [*OUTCOMES, Fault.FATAL, Fault.STATE, Fault.BROKER_TIMEOUT],
+    "committed": [Fault.HANGS],
+    "seek": [Fault.STATE],
+    "poll": [Fault.AGAIN],
+    "revoke": [Fault.AGAIN],
+}
+faults = st.sampled_from(sorted(FAULTS)).flatmap(lambda call: st.tuples(st.just(call), st.sampled_from(FAULTS[call])))
+some_partitions = st.sets(st.integers(0, PARTITIONS - 1))
+Blow = tuple[tuple[str, Fault], Collection[int], bool, float]
+blows = st.tuples(faults, some_partitions, st.booleans(), st.sampled_from([0.0, 2.0]))
 
 
 class Worker:
@@ -170,7 +172,7 @@ class TransactionsMachine(RuleBasedStateMachine):
             self.group.give(partition, members[worker % len(members)].consumer, later=later)
 
     @precondition(lambda self: self.members())
-    @rule(worker=st.integers(0, 5), partitions=st.sets(st.integers(0, PARTITIONS - 1), min_size=1), later=st.booleans())
+    @rule(worker=st.integers(0, 5), partitions=some_partitions, later=st.booleans())
     def ask_back(self, worker: int, partitions: Collection[int], later: bool) -> None:
         self.ask(self.members()[worker % len(self.members())].consumer, partitions, later)
 
@@ -196,20 +198,18 @@ class TransactionsMachine(RuleBasedStateMachine):
                 self.group.join(consumer)
 
     @precondition(lambda self: self.members())
-    @rule(
-        worker=st.integers(0, 5),
-        fault=st.sampled_from(FAULTS),
-        partitions=st.sets(st.integers(0, PARTITIONS - 1)),
-        later=st.booleans(),
-    )
-    def trouble(self, worker: int, fault: tuple[str, Fault], partitions: Collection[int], later: bool) -> None:
-        """One turn with much to produce, in which a call goes wrong and the group asks partitions back."""
+    @rule(worker=st.integers(0, 5), several=st.lists(blows, min_size=1, max_size=3))
+    def trouble(self, worker: int, several: list[Blow]) -> None:
+        """Turns with much to produce, in which calls go wrong and the group asks partitions back."""
         chosen = self.members()[worker % len(self.members())]
+        for partition in range(PARTITIONS):
+            self.publish(partition, 4 * len(several), 0)
         self.run(chosen, 1)
-        self.fail(fault, 1)
-        if chosen in self.members():
-            self.ask(chosen.consumer, partitions, later)
-        self.run(chosen, 1, seconds=2.0)
+        for fault, partitions, later, seconds in several:
+            self.fail(fault, 1)
+            if chosen in self.members():
+                self.ask(chosen.consumer, partitions, later)
+            self.run(chosen, 1, seconds)
 
     @precondition(lambda self: len(self.members()) > 1)
     @rule(worker=st.integers(0, 5), learns=st.booleans(), turns=st.integers(0, 4))
@@ -252,7 +252,7 @@ class TransactionsMachine(RuleBasedStateMachine):
 
     # -- the broker fails ----------------------------------------------------------------------------------------------
 
-    @rule(fault=st.sampled_from(FAULTS), times=st.sampled_from([1, 1, 1, 2, 5]))
+    @rule(fault=faults, times=st.sampled_from([1, 1, 1, 2, 5]))
     def fail(self, fault: tuple[str, Fault], times: int) -> None:
         self.broker.faults[fault[0]].extend([fault[1]] * times)
 
@@ -293,7 +293,7 @@ class TransactionsMachine(RuleBasedStateMachine):
         for name, each in self.broker.ids.items():
             if (name, each.epoch) not in living:
                 self.broker.time_out(each)
-        for number in range(60):
+        for number in range(400):
             if not self.workers:
                 self.start(0)
             for worker in list(self.workers):
@@ -308,4 +308,4 @@ class TransactionsMachine(RuleBasedStateMachine):
 
 
 TestTransactions = TransactionsMachine.TestCase
-TestTransactions.settings = settings(max_examples=500, stateful_step_count=50, deadline=None, derandomize=True)
+TestTransactions.settings = settings(max_examples=400, stateful_step_count=50, deadline=None, derandomize=True)

@@ -1,17 +1,24 @@
-"""What the owning thread makes of what librdkafka gives it: places, runs of records, and errors that pass or do not."""
+"""What the owning thread makes of what librdkafka gives it: places, runs of records, errors that pass or do not, and where to
+read on."""
 
 import logging
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
 from ecluse.errors import BrokerError
-from ecluse.transport.ledger import Record
+from ecluse.transport.ledger import Ledger, Record
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2 * 1024 * 1024
+#: How long a question about committed offsets may take; it is asked again.
+ASK_SECONDS = 1.0
+#: How long waking the fetching may take.
+WAKE_SECONDS = 0.2
 
 
 def place_of(message: Message) -> Any:
@@ -66,3 +73,42 @@ def judge(error: KafkaError, group: str) -> None:
     ):
         raise KafkaException(error)
     logger.warning("consumer: %s", error.str())
+
+
+def starts_of(consumer: Consumer, ledgers: Mapping[TP, Ledger], group: str) -> list[TopicPartition]:
+    """Where each partition is read on after an abort: at what is committed.
+
+    The broker is asked only where the ledger does not know it: in a rebalance its answer queues behind the group's, and it
+    waits for the outcome of transactions that are still open (KIP-447).
+
+    Raises:
+        KafkaException: it did not answer in time.
+        BrokerError: the group has no offset in a partition.
+    """
+    known, unknown = [], []
+    for partition, ledger in ledgers.items():
+        if ledger.committed is None:
+            unknown.append(TopicPartition(*partition))
+        else:
+            known.append(TopicPartition(*partition, ledger.committed))
+    answer = consumer.committed(unknown, timeout=ASK_SECONDS) if unknown else []
+    for place in answer:
+        if place.error is not None:
+            raise KafkaException(place.error)
+        if place.offset < 0:
+            raise no_offset(group, "none is committed")
+    return known + answer
+
+
+def wake(consumer: Consumer, partitions: Iterable[TP]) -> None:
+    """Have librdkafka fetch again at once.
+
+    Around each rebalance and pause the threads that talk to the brokers sleep for up to a second, and a resume does not wake
+    them (librdkafka 2.15), while any request to a partition's leader does.
+    """
+    places = [TopicPartition(*partition, int(time.time() * 1e3)) for partition in partitions]
+    try:
+        if places:
+            consumer.offsets_for_times(places, timeout=WAKE_SECONDS)
+    except KafkaException as error:
+        logger.debug("fetching may begin a second late: %s", error.args[0].str())

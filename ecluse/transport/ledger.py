@@ -99,6 +99,12 @@ class Ledger:
         """How many chunks are in hand."""
         return len(self._fetched) + len(self._produced)
 
+    def again(self) -> "Ledger":
+        """A new ledger of the partition, with nothing in hand, that knows what is committed."""
+        ledger = Ledger(self.partition)
+        ledger.committed = self.committed
+        return ledger
+
     def add(self, records: Sequence[Record], offset: int, next_offset: int, fetched_at: float) -> Chunk:
         """Take in the next records. Offsets only grow; gaps (compaction, transaction markers) are covered.
 
@@ -148,6 +154,11 @@ class Ledger:
     def unconfirmed(self) -> int:
         """How many produced chunks wait for the broker."""
         return len(self._produced)
+
+    @property
+    def unconfirmed_span(self) -> int:
+        """How many offsets the produced chunks cover that wait for the broker."""
+        return self._produced[-1].next_offset - self._produced[0].offset if self._produced else 0
 
     @property
     def to_commit(self) -> int | None:

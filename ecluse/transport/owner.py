@@ -22,7 +22,7 @@ from faust.types import TP
 from ecluse.errors import BrokerError, DeliveryError
 from ecluse.kafka import Config
 from ecluse.transport.delivery import AtLeastOnce, Delivery
-from ecluse.transport.fetching import judge, no_offset, partition_of, place_of, split
+from ecluse.transport.fetching import judge, partition_of, place_of, split, starts_of, wake
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
 from ecluse.transport.progress import Progress
 from ecluse.transport.transactions import Aborted, ExactlyOnce
@@ -38,8 +38,8 @@ CHUNK_SECONDS = 0.02
 UNSCORED_CHUNKS = 8
 #: With so many of them there is a backlog: larger transactions are better than early ones.
 BUSY_CHUNKS = 3
-#: Produced chunks that wait for the broker, over all partitions; a partition with more than its share is paused.
-UNCONFIRMED_CHUNKS = 64
+#: Produced events that wait for the broker, over all partitions; a partition with more than its share is paused.
+UNCONFIRMED_EVENTS = 128_000
 #: How long the loop may hold fetching back before partitions are paused, so that rebalances are served meanwhile.
 STALL_SECONDS = 1.0
 #: How often the thread tells of lag and of chunks in hand.
@@ -48,8 +48,6 @@ LOOK_SECONDS = 0.25
 TELL_SECONDS = 30.0
 IDLE_WAIT = 0.02
 BUSY_WAIT = 0.002
-#: How long a question about committed offsets may take; it is asked again.
-ASK_SECONDS = 1.0
 #: How long leaving or handing over a partition waits for the broker to confirm what was produced.
 FINISH_SECONDS = 5.0
 
@@ -95,7 +93,7 @@ class Owner(threading.Thread):
         self._unscored: set[Chunk] = set()
         self._stalled_since: float | None = None
         self._next_look = self._tell_outage_after = 0.0
-        self._rewind_due = False
+        self._rewind_due = self._wake_due = False
         self.ledgers: dict[TP, Ledger] = {}
         self.chunk_records = FIRST_CHUNK_RECORDS
         self.progress = Progress()
@@ -183,6 +181,9 @@ class Owner(threading.Thread):
             self._next_look = now + LOOK_SECONDS
             self._look()
         self._hold_back(may_fetch, now)
+        if self._wake_due:
+            self._wake_due = False
+            wake(self._consumer, self.ledgers)
         if may_fetch:
             self._fetch(0.0 if scoring else BUSY_WAIT if any(self.ledgers.values()) else IDLE_WAIT)
         elif self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS:
@@ -213,14 +214,17 @@ class Owner(threading.Thread):
             step()
         except Aborted as why:
             self._rewind_due = True
-            self.ledgers = {partition: Ledger(partition) for partition in self.ledgers}
+            self.ledgers = {
+                partition: ledger.again() if why.clean else Ledger(partition)
+                for partition, ledger in self.ledgers.items()
+            }
             logger.warning("a transaction was aborted, its events are scored again: %s", why)
 
     def _rewind(self) -> bool:
         """Read on from what is committed; tried again in the next turn where the broker does not answer."""
         try:
             self._delivery.ready()
-            starts = self._committed([TopicPartition(*partition) for partition in self.ledgers])
+            starts = starts_of(self._consumer, self.ledgers, self._config.consumer["group.id"])
             for place in starts:
                 self._consumer.seek(place)
         except KafkaException as error:
@@ -231,20 +235,8 @@ class Owner(threading.Thread):
         for place in starts:
             ledger = self.ledgers[partition_of(place)]
             ledger.position = ledger.committed = place.offset
-        self._rewind_due = False
+        self._rewind_due, self._wake_due = False, True
         return True
-
-    def _committed(self, places: list[TopicPartition]) -> list[TopicPartition]:
-        """What is committed; waits for the outcome of transactions that are still open (KIP-447)."""
-        if not places:
-            return []
-        answer = self._consumer.committed(places, timeout=ASK_SECONDS)
-        for place in answer:
-            if place.error is not None:
-                raise KafkaException(place.error)
-            if place.offset < 0:
-                raise no_offset(self._config.consumer["group.id"], "none is committed")
-        return answer
 
     def _fetch(self, wait: float) -> None:
         first = self._consumer.poll(wait)  # returns at the first record; consume(n, wait) would always wait
@@ -296,16 +288,17 @@ class Owner(threading.Thread):
         elif self._stalled_since is None:
             self._stalled_since = now
         stalled = self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS
-        share = max(4, UNCONFIRMED_CHUNKS // max(1, len(self.ledgers)))
+        share = UNCONFIRMED_EVENTS // max(1, len(self.ledgers))
         wanted = {
             partition
             for partition, ledger in self.ledgers.items()
-            if stalled or ledger.unconfirmed > (share // 2 if partition in self._paused else share)
+            if stalled or ledger.unconfirmed_span > (share // 2 if partition in self._paused else share)
         }
         if pause := wanted - self._paused:
             self._consumer.pause([TopicPartition(*partition) for partition in pause])
         if resume := (self._paused & self.ledgers.keys()) - wanted:
             self._consumer.resume([TopicPartition(*partition) for partition in resume])
+            self._wake_due = True
         self._paused = wanted
 
     def _look(self) -> None:
@@ -338,6 +331,7 @@ class Owner(threading.Thread):
         self.progress.rebalances += 1
         self.progress.assigned = True
         self.progress.rebalanced(self.ledgers)
+        self._wake_due = True
         logger.info("assigned partitions %s", sorted(place.partition for place in places))
         if not self._closing.is_set():
             self._tell_assigned(set(self.ledgers))
@@ -351,6 +345,7 @@ class Owner(threading.Thread):
             self._forget(places)
             consumer.incremental_unassign(places)
             self.progress.rebalanced(self.ledgers)
+            self._wake_due = True
             logger.info("gave back partitions %s", sorted(place.partition for place in places))
 
     def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:

@@ -52,7 +52,14 @@ REFUSALS = {
 
 
 class Aborted(Exception):
-    """What was produced since the last commit does not count: drop the ledgers, and read on from what is committed."""
+    """What was produced since the last commit does not count: drop the ledgers, and read on from what is committed.
+
+    `clean` tells that nothing was committed since the last commit that the ledgers know of.
+    """
+
+    def __init__(self, reason: str, *, clean: bool) -> None:
+        super().__init__(reason)
+        self.clean = clean
 
 
 class ExactlyOnce:
@@ -224,12 +231,13 @@ class ExactlyOnce:
         self._close()
         self.aborted += 1
         self._aborts_in_a_row += 1
-        if error.fatal() or not self._abort_transaction():
+        clean = not error.fatal() and self._abort_transaction()
+        if not clean:
             self._throw_away()
             logger.warning("the producer of this worker is given up and a new one takes its place: %s", error.str())
         if error.code() in REFUSALS or self._aborts_in_a_row >= ABORTS_IN_A_ROW:
             raise DeliveryError("the topics of this stream", error.str())
-        raise Aborted(error.str())
+        raise Aborted(error.str(), clean=clean)
 
     def _abort_transaction(self) -> bool:
         try:

@@ -100,6 +100,8 @@ class FakeProducer:
                     self._fail(failure(KafkaError._FENCED, "fenced", fatal=True))
                 each.epoch += 1
                 self.epoch = each.epoch
+            elif self.transaction is not None and self.transaction.state == "committed":
+                self._fail(failure(KafkaError.INVALID_TXN_STATE, "it is committed", fatal=True))
             elif each.transaction is not None:
                 self.broker.end(each, "aborted")
 
@@ -264,6 +266,9 @@ class FakeConsumer:
         return [
             TopicPartition(TOPIC, place.partition, self.broker.group.committed[place.partition]) for place in places
         ]
+
+    def offsets_for_times(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        return places  # asked for its side effect on librdkafka alone
 
     def seek(self, place: TopicPartition) -> None:
         if self.broker.fault("seek") is not None or place.partition not in self.positions:

@@ -128,7 +128,7 @@ class TransactionsMachine(RuleBasedStateMachine):
         self.act(self.pick(worker), self.pick(worker).owner._turn)
 
     @precondition(lambda self: self.workers)
-    @rule(worker=st.integers(0, 5), turns=st.integers(1, 4))
+    @rule(worker=st.integers(0, 5), turns=st.sampled_from([1, 2, 4, 30]))
     def work(self, worker: int, turns: int) -> None:
         self.run(self.pick(worker), turns)
 
@@ -212,19 +212,41 @@ class TransactionsMachine(RuleBasedStateMachine):
             self.run(chosen, 1, seconds)
 
     @precondition(lambda self: len(self.members()) > 1)
-    @rule(worker=st.integers(0, 5), learns=st.booleans(), turns=st.integers(0, 4))
-    def freeze(self, worker: int, learns: bool, turns: int) -> None:
+    @rule(worker=st.integers(0, 5), late=st.booleans(), learns=st.booleans(), turns=st.integers(0, 4))
+    def freeze(self, worker: int, late: bool, learns: bool, turns: int) -> None:
         """A worker is silent for a session, others go on in its place, and then it takes up where it stood."""
         stale, other = [self.members()[(worker + each) % len(self.members())] for each in (0, 1)]
         self.run(stale, 1)
+        if late:  # its commit arrives after it was given up
+            self.fail(("commit_transaction", Fault.LATE), 1)
+            self.run(stale, 1, seconds=2.0)
         self.group.expel(stale.consumer)
-        for partition in range(PARTITIONS):
-            if self.group.owner[partition] is None:
-                self.group.give(partition, other.consumer)
+        self.give_all(other)
         self.run(other, turns, seconds=2.0)
+        if self.broker.in_flight:
+            self.land(0)
         if learns and stale in self.workers:
             stale.consumer.learn()
         self.run(stale, 1, seconds=2.0)
+
+    def give_all(self, worker: Worker) -> None:
+        """All partitions that nobody has."""
+        for partition, owner in self.group.owner.items():
+            if owner is None and worker in self.members():
+                self.group.give(partition, worker.consumer)
+
+    @precondition(lambda self: self.members())
+    @rule(worker=st.integers(0, 5), partitions=some_partitions)
+    def stall(self, worker: int, partitions: Collection[int]) -> None:
+        """Scoring hangs until all is paused; partitions leave meanwhile, and come back."""
+        chosen = self.members()[worker % len(self.members())]
+        for turn in range(8):
+            if chosen in self.members():
+                self.broker.clock.now += 0.5
+                self.act(chosen, chosen.owner._turn)
+                if turn == 5:
+                    self.ask(chosen.consumer, partitions, later=False)
+        self.give_all(chosen)
 
     # -- workers come and go -------------------------------------------------------------------------------------------
 
@@ -244,6 +266,17 @@ class TransactionsMachine(RuleBasedStateMachine):
         """Its transaction stays open."""
         self.group.expel(self.pick(worker).consumer)
         self.workers.remove(self.pick(worker))
+
+    @precondition(lambda self: self.members())
+    @rule(worker=st.integers(0, 5), turns=st.integers(1, 3))
+    def replace(self, worker: int, turns: int) -> None:
+        """Killed at work, another starts in its slot."""
+        old = self.members()[worker % len(self.members())]
+        self.run(old, turns)
+        if old in self.members():
+            self.kill(self.workers.index(old))
+            self.start(old.slot)
+            self.give_all(self.workers[-1])
 
     @precondition(lambda self: self.workers)
     @rule(worker=st.integers(0, 5))
@@ -293,14 +326,18 @@ class TransactionsMachine(RuleBasedStateMachine):
         for name, each in self.broker.ids.items():
             if (name, each.epoch) not in living:
                 self.broker.time_out(each)
+        if not self.workers:
+            self.start(0)
+        for worker in self.workers:
+            worker.delivery._aborts_in_a_row = 0
+        workers = list(self.workers)
         for number in range(400):
-            if not self.workers:
-                self.start(0)
-            for worker in list(self.workers):
+            for worker in workers:
                 self.tell_a_stale_worker(number)
                 for partition in range(PARTITIONS):
                     self.give(partition, partition, later=False)
                 self.run(worker, 1, seconds=2.0)
+            assert self.workers == workers, "a worker ended though nothing was wrong any more"
             if self.group.committed == self.broker.ends:
                 break
         self.broker.check()

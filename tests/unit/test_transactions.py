@@ -4,6 +4,7 @@ The workers are real `Owner`s with real `ExactlyOnce`s; their thread is not star
 (`fake_broker`) checks its promise at each commit; at the end all faults stop, and whatever was left behind must be caught up.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, cast
@@ -346,3 +347,15 @@ class TransactionsMachine(RuleBasedStateMachine):
 
 TestTransactions = TransactionsMachine.TestCase
 TestTransactions.settings = settings(max_examples=400, stateful_step_count=50, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("fault", [Fault.HANGS, Fault.DONE_HANGS, Fault.LATE])
+def test_a_commit_of_which_nobody_knows_the_outcome_is_looked_up_even_if_no_event_follows(fault: Fault) -> None:
+    machine = TransactionsMachine()
+    worker = machine.workers[1]
+    machine.run(worker, 4, seconds=0.0)
+    assert machine.group.committed[1] == 0
+    machine.fail(("commit_transaction", fault), 1)
+    machine.run(worker, 1, seconds=2.0)
+    assert machine.broker.faults["commit_transaction"] == deque()
+    machine.teardown()

@@ -137,6 +137,8 @@ def membership(worker: WorkerSettings, group: str) -> kafka.Config:
         "max.poll.interval.ms": max(600_000, int(session * 1e3)),
         "queued.min.messages": 100_000,
         "queued.max.messages.kbytes": 64 * 1024,
+        # A partition's share of an answer. With more, a backlog is read in long runs of one partition, and the others wait.
+        "fetch.message.max.bytes": 512 * 1024,
     }
     if worker.static_member:
         config["group.instance.id"] = f"{group}-{worker.slot}"

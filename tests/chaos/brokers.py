@@ -17,9 +17,6 @@ SHORT_CONSUMER_SESSION = {
 }
 #: A transaction whose time is over stays open until the broker looks, which it does this often.
 LATE_ABORTS = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "60000"}
-#: Kafka 4.4, alone and killed, ends such a transaction while it still starts, finds no leader for its partitions, takes them
-#: for deleted and writes no marker: readers of committed records then wait for ever. So it first looks when it has started.
-ABORTS_AFTER_START = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "30000"}
 
 
 def free_ports(count: int) -> list[int]:

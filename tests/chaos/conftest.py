@@ -17,7 +17,7 @@ from ecluse import cluster
 from ecluse.contract.records import Release, Route
 from ecluse.model.registry import announce, read_registry
 from ecluse.settings import Settings
-from tests.chaos.brokers import ABORTS_AFTER_START, LATE_ABORTS, SHORT_CONSUMER_SESSION, Broker
+from tests.chaos.brokers import LATE_ABORTS, SHORT_CONSUMER_SESSION, Broker
 from tests.chaos.case import Case, Result
 from tests.chaos.proxy import Proxy
 from tests.conftest import FIELDS
@@ -28,7 +28,7 @@ EVENTS, FEW_EVENTS = 50_000, 10_000
 MODEL = "chaos"
 #: Brokers of a case's own.
 OWN_SETTINGS: dict[str, dict[str, str]] = {
-    "killed": ABORTS_AFTER_START,
+    "killed": {},
     "late_aborts": LATE_ABORTS,
     "proxied": {},
 }

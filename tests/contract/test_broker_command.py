@@ -45,6 +45,18 @@ def test_two_brokers_side_by_side_do_not_collide(servers: str, tmp_path: Path) -
     assert ecluse(None, "broker", "status", "--data", data).exit_code == 1
 
 
+@pytest.mark.parametrize("written_by", [None, "99.0.0"])
+def test_topics_of_a_newer_kafka_are_refused_with_a_sentence(tmp_path: Path, written_by: str | None) -> None:
+    data = tmp_path / "newer"
+    (data / "logs").mkdir(parents=True)
+    (data / "logs" / "meta.properties").touch()
+    if written_by is not None:
+        (data / "kafka-version").write_text(written_by)
+    done = run("broker", "start", "--port", "0", "--data", str(data))
+    assert done.returncode == 1
+    assert "written by a newer Kafka" in done.stderr and "Remove the folder" in done.stderr
+
+
 def test_status_and_stop_where_none_runs(tmp_path: Path) -> None:
     status = ecluse(None, "broker", "status", "--data", str(tmp_path))
     assert status.exit_code == 1

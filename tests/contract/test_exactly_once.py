@@ -158,6 +158,29 @@ def test_a_broker_killed_under_an_open_transaction_and_restarted_never_hangs_the
     assert seen == [b"y"] * (10 if outcome == ["committed"] else 4)
 
 
+def test_a_worker_outlives_an_outage_longer_than_its_transactions_with_its_model_warm(
+    own_broker: dev_broker.RunningBroker, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = trained(make_settings(own_broker.servers, worker={"session_timeout_seconds": 3}), tmp_path)
+    send(settings, json_values(events(20_000)) * 3)
+    broker = own_broker.process()
+    assert broker is not None
+    with worker(settings) as running:
+        wait_until("it works", scored(settings, 1))
+        broker.suspend()  # connections stay, and nobody answers
+        try:
+            silent_until = time.monotonic() + 8
+            while time.monotonic() < silent_until:
+                assert running.get("/health/live")[0] == 200
+                time.sleep(0.2)
+        finally:
+            broker.resume()
+        wait_until("all are scored", scored(settings, 60_000))
+        assert running.stop() == 0
+    report = audited(settings)
+    assert (report.events, report.missing, report.doubled) == (60_000, 0, 0)
+
+
 def test_the_consumer_protocol_shares_the_partitions_and_loses_and_doubles_nothing(
     servers: str, make_settings: MakeSettings, tmp_path: Path
 ) -> None:

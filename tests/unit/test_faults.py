@@ -12,7 +12,7 @@ from ecluse.contract.headers import ERROR_PREFIX
 from ecluse.contract.records import Source
 from ecluse.errors import RecordError, Stage
 from ecluse.transport.ledger import Chunk, Ledger
-from ecluse.transport.owner import Owner, OwnerConfig
+from ecluse.transport.owner import UNCONFIRMED_EVENTS, Owner, OwnerConfig
 from scoring.deadletters import DeadLetters
 from scoring.health import STILL_SECONDS, Health
 from tests.unit.test_pipeline import FakeRecord
@@ -38,6 +38,16 @@ class FakeConsumer:
     def __init__(self, first: Fetched | None, rest: list[Fetched], meanwhile: Any = lambda: None) -> None:
         self.first, self.rest, self.meanwhile, self.polls = first, rest, meanwhile, 0
         self.high = 0
+        self.paused: set[int] = set()
+
+    def pause(self, places: list[TopicPartition]) -> None:
+        self.paused |= {place.partition for place in places}
+
+    def resume(self, places: list[TopicPartition]) -> None:
+        self.paused -= {place.partition for place in places}
+
+    def offsets_for_times(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        return places
 
     def poll(self, wait: float) -> Fetched | None:
         self.polls += 1
@@ -91,6 +101,20 @@ def test_nothing_is_fetched_while_the_producer_has_no_room(full: bool) -> None:
     owner, _ = owner_of(consumer, full=full)
     owner._turn()
     assert consumer.polls == (0 if full else 1)
+
+
+def test_a_partition_whose_confirmations_hang_is_paused_until_they_come_and_the_others_go_on() -> None:
+    consumer = FakeConsumer(None, [])
+    owner, _ = owner_of(consumer)
+    owner.ledgers |= {TP("events", number): Ledger(TP("events", number)) for number in range(1, 8)}
+    chunk = owner.ledgers[PLACE].add([], 0, UNCONFIRMED_EVENTS // 8 + 1, 0.0)
+    chunk.outputs = ()
+    (produced,) = owner.ledgers[PLACE].take_scored()
+    owner._turn()
+    assert (consumer.paused, consumer.polls) == ({PLACE.partition}, 1)
+    owner.ledgers[PLACE].confirm(produced)
+    owner._turn()
+    assert (consumer.paused, consumer.polls) == (set(), 2)
 
 
 def test_an_event_after_a_long_quiet_time_does_not_make_a_worker_unready() -> None:

@@ -100,7 +100,7 @@ def test_the_tour_and_both_clients_work_as_they_are_written(
     )
     for name, text in {"make_payments.py": make_payments, "producer.py": producer, "consumer.py": consumer}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    _, before, worker, alerts, after = (block.lines for block in blocks(README, "sh"))
+    _, before, worker, alerts, after, _more_workers = (block.lines for block in blocks(README, "sh"))
 
     for line in without_the_broker(before):
         run(line)

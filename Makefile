@@ -26,7 +26,7 @@ demo: setup ## See transactions flow through Kafka and come out as predictions a
 	$(BIN)/ecluse demo $(ARGS)
 
 test: setup ## Run the tests on a broker of their own (ARGS="tests/unit -x")
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

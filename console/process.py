@@ -1,5 +1,6 @@
 """An `ecluse worker` as a child process: its log, its health, and its end with ours."""
 
+import contextlib
 import http.client
 import os
 import re
@@ -107,4 +108,5 @@ class WorkerProcess:
             text = line.decode("utf-8", errors="replace").rstrip("\n")
             self._tail.append(text)
             self._address = self._address or address_in(text)
-            sys.stderr.write(f"{self._name} | {text}\n")
+            with contextlib.suppress(OSError, ValueError):  # a full disk must not stop who empties the worker's pipe
+                sys.stderr.write(f"{self._name} | {text}\n")

@@ -344,12 +344,11 @@ def supervisor_of(
         standby: whether they wait outside the group until work does.
 
     Raises:
-        BrokerUnreachable: no broker answered.
         TopicsWrong: the topics are not as the stream needs them.
     """
-    cluster.require_topics(settings)
+    kafka.once_reachable(cluster.require_topics, settings)
     if start is not None:
-        cluster.seed_offsets(settings, start)
+        kafka.once_reachable(cluster.seed_offsets, settings, start)
     arguments = [*(("--config", str(config)) if config else ()), *(("--bootstrap-servers", servers) if servers else ())]
     arguments += ["--standby"] if standby else []
     client = kafka.admin(settings)

@@ -99,7 +99,11 @@ def _wrong_configs(settings: Settings, specs: list[TopicSpec]) -> list[str]:
     for spec in specs:
         try:
             actual = futures[resources[spec.name]].result(kafka.PATIENCE)
+        except TimeoutError as error:
+            raise BrokerUnreachable(settings.kafka.bootstrap_servers, "it says nothing of its topics") from error
         except KafkaException as error:
+            if error.args[0].retriable():
+                raise BrokerUnreachable(settings.kafka.bootstrap_servers, error.args[0].str()) from error
             problems.append(f"The settings of {spec.name} cannot be read: {error.args[0].str()}.")
             continue
         cleanup, room = actual["cleanup.policy"].value, actual["max.message.bytes"].value

@@ -1,5 +1,6 @@
 """Kafka clients with the defaults that Écluse needs, made from the settings."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -16,8 +17,12 @@ from ecluse.settings import KafkaSettings, Settings
 #: How long a call to the cluster may take before the cluster counts as unreachable, in seconds.
 PATIENCE = 10.0
 
+#: The wait before a broker that does not answer is asked again, in seconds; each question takes as long as its own patience.
+LOOK_FOR_BROKER = 5.0
+
 Config = dict[str, Any]
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def client_config(kafka: KafkaSettings) -> Config:
@@ -139,6 +144,20 @@ def once_coordinated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         reraise=True,
     )
     return retrying(call, *args, **kwargs)
+
+
+def once_reachable(call: Callable[..., T], *args: Any) -> T:
+    """Call, and call again for as long as no broker answers: for what must outlive an outage, also where it starts in one."""
+    while True:
+        try:
+            return call(*args)
+        except BrokerUnreachable as error:
+            logger.warning("%s It is waited for.", error)
+        except KafkaException as error:
+            if not error.args[0].retriable():
+                raise
+            logger.warning("The broker does not answer yet: %s.", error.args[0].str())
+        time.sleep(LOOK_FOR_BROKER)
 
 
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:

@@ -196,7 +196,7 @@ class WorkerSettings(_Section):
     `at_least_once`: quicker by some milliseconds; a crash may double outputs, which their `source` tells."""
     group_protocol: Literal["classic", "consumer"] = "classic"
     """`consumer` is KIP-848 (Kafka 4.0 and later): the broker sets the session (group.consumer.session.timeout.ms)."""
-    slot: str = setting("", pattern=r"^[A-Za-z0-9._-]{0,100}$")
+    slot: str = setting("", pattern=r"^[A-Za-z0-9._-]{0,90}$")
     """Names this worker's place among its group; a restart in the same slot ends the open transaction of the one before at
     once. Two live workers must never share one. Left empty, each start makes its own."""
     static_member: bool = False
@@ -206,7 +206,7 @@ class WorkerSettings(_Section):
     """How long a silent worker keeps its partitions, and its open transaction holds back readers of committed records.
     The broker must allow it (group.min.session.timeout.ms)."""
     commit_interval_seconds: float = setting(0.1, gt=0, le=60)
-    """How often offsets are committed under a backlog; with little lag exactly-once commits after 20 ms."""
+    """How often offsets are committed under a backlog; with little lag exactly-once commits after 10 ms."""
     metrics_host: str = "127.0.0.1"
     """Where /metrics, /health/live and /health/ready listen; 0.0.0.0 in a container."""
     metrics_port: int = setting(0, ge=0, le=65535)

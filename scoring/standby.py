@@ -14,6 +14,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
 
+from confluent_kafka import KafkaException
+
 from ecluse.cluster import LagReader
 from ecluse.errors import BrokerError, BrokerUnreachable, ModelError
 from ecluse.settings import Settings, WorkerSettings
@@ -207,7 +209,7 @@ class Standby(threading.Thread):
         """Load what is routed now. Where that cannot be, the model that is there scores, as in every worker that runs."""
         try:
             champion = routed_champion(self._settings, self._pipeline.champion)
-        except (BrokerError, ModelError) as error:
+        except (BrokerError, KafkaException, ModelError) as error:
             if str(error) != self._not_renewed:
                 self._not_renewed = str(error)
                 logger.warning("the standby keeps version %d of the model: %s", self._pipeline.champion.version, error)

@@ -9,15 +9,13 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TypeVar
 
 import faust
 from faust.types import StreamT
 
 from ecluse import cluster, kafka
-from ecluse.errors import BrokerUnreachable, ModelNotFound
+from ecluse.errors import ModelNotFound
 from ecluse.settings import Settings, WorkerSettings
 from ecluse.telemetry import Telemetry
 from ecluse.transport.driver import ChunkApp, make_app
@@ -29,12 +27,9 @@ from scoring.pipeline import Pipeline
 from scoring.standby import Standby
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: While a broker is away, single calls into librdkafka have taken 20 s: no reason to give up a warm model.
 WATCHDOG_SECONDS = 60.0
-#: The wait before a broker that does not answer is asked again, in seconds; each question takes as long as its own patience.
-LOOK_FOR_BROKER = 5.0
 #: How often a worker without a champion looks for one, in seconds.
 LOOK_FOR_CHAMPION = 1.0
 
@@ -58,10 +53,10 @@ def run_worker(settings: Settings, start: cluster.Where | None = None, *, standb
         host, port = settings.worker.metrics_host, settings.worker.metrics_port
         server = stack.enter_context(HealthServer(telemetry, health, host, port))
         logger.info("metrics and health at http://%s (/metrics, /health/live, /health/ready)", server.address)
-        once_reachable(cluster.require_topics, settings)
+        kafka.once_reachable(cluster.require_topics, settings)
         if start is not None:
-            once_reachable(cluster.seed_offsets, settings, start)
-        pipeline = Pipeline(settings, once_reachable(await_champion, settings), worker_name(), telemetry)
+            kafka.once_reachable(cluster.seed_offsets, settings, start)
+        pipeline = Pipeline(settings, kafka.once_reachable(await_champion, settings), worker_name(), telemetry)
         health.warm, health.waits = True, standby
         # What is loaded by now stays. Walked by the garbage collector again and again, it held the loop for 40 ms at a time.
         gc.collect()
@@ -71,16 +66,6 @@ def run_worker(settings: Settings, start: cluster.Where | None = None, *, standb
         worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
-
-
-def once_reachable(call: Callable[..., T], *args: object) -> T:
-    """Call, and call again while no broker answers: an outage must not make a worker end and load its model anew."""
-    while True:
-        try:
-            return call(*args)
-        except BrokerUnreachable as error:
-            logger.warning("%s The worker waits for it.", error)
-            time.sleep(LOOK_FOR_BROKER)
 
 
 def await_champion(settings: Settings) -> Champion:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from faust.types import TP
 
 from ecluse.errors import DeliveryError
 from ecluse.kafka import Config
@@ -49,8 +50,8 @@ class Delivery(Protocol):
         """Let the producer work, for `wait` seconds where there is nothing else to do."""
         ...
 
-    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> bool:
-        """Commit where it is time; whether the broker has taken it already."""
+    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> Collection[TP]:
+        """Commit where it is time; the partitions of which the broker has taken offsets already."""
         ...
 
     def finish(
@@ -146,14 +147,14 @@ class AtLeastOnce:
         if self._failure is not None:
             raise self._failure
 
-    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> bool:
+    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> Collection[TP]:
         """Commit the confirmed prefix of each ledger every interval. The answer comes to the consumer's `on_commit`."""
         del busy
         now = time.monotonic()
         if now >= self._next_commit:
             self._next_commit = now + self._interval
             self._commit(consumer, ledgers, wait=False)
-        return False
+        return ()
 
     def finish(
         self, consumer: Consumer, ledgers: Collection[Ledger], leaving: Iterable[Ledger], patience: float

@@ -24,8 +24,8 @@ from ecluse.kafka import Config
 from ecluse.transport.delivery import AtLeastOnce, Delivery
 from ecluse.transport.fetching import judge, partition_of, place_of, split, starts_of, wake
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
-from ecluse.transport.progress import Progress
-from ecluse.transport.transactions import Aborted, ExactlyOnce
+from ecluse.transport.progress import Progress, oldest_unscored
+from ecluse.transport.transactions import REFUSALS, Aborted, ExactlyOnce
 
 logger = logging.getLogger(__name__)
 
@@ -205,8 +205,8 @@ class Owner(threading.Thread):
 
     def _commit(self) -> None:
         busy = len(self._unscored) >= BUSY_CHUNKS
-        if self._delivery.commit_when_due(self._consumer, self.ledgers.values(), busy=busy):
-            self.progress.committed(self.ledgers)
+        if taken := self._delivery.commit_when_due(self._consumer, self.ledgers.values(), busy=busy):
+            self.progress.committed(taken)
 
     def _guard(self, step: Callable[[], None]) -> None:
         """Take a step that may end in an abort: then no chunk in hand counts any more, and a rewind is due."""
@@ -228,6 +228,8 @@ class Owner(threading.Thread):
             for place in starts:
                 self._consumer.seek(place)
         except KafkaException as error:
+            if error.args[0].code() in REFUSALS:
+                raise
             logger.info("reading on is tried again: %s", error.args[0].str())
             self._consumer.poll(0.1)  # serves rebalances; a record that it gives is behind the seek to come
             return False
@@ -384,4 +386,7 @@ class Owner(threading.Thread):
             logger.warning("no broker answers at %s: nothing is scored until one does; the worker waits, warm", servers)
 
     def _beat(self) -> None:
-        self.progress.beat = time.monotonic()
+        now = time.monotonic()
+        if now - self.progress.beat > LOOK_SECONDS:  # a call took long, in which the event loop went on
+            self.progress.oldest_unscored = oldest_unscored(self.ledgers.values())
+        self.progress.beat = now

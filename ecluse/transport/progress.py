@@ -48,9 +48,7 @@ class Progress:
             self.moved_at = time.monotonic()
         self.partitions = len(ledgers)
         self.open_chunks = sum(map(len, ledgers.values()))
-        self.oldest_unscored = min(
-            (age for ledger in ledgers.values() if (age := ledger.oldest_unscored) is not None), default=None
-        )
+        self.oldest_unscored = oldest_unscored(ledgers.values())
 
     def _note_lag(self, partition: TP, lag: int, arrived: float) -> None:
         now = time.time()
@@ -80,3 +78,8 @@ class Progress:
         """The partition is not this worker's any more."""
         for told in (self.lag, self.lag_seconds, self.pauses, self._clear_at, self._silent_since):
             told.pop(partition, None)
+
+
+def oldest_unscored(ledgers: Iterable[Ledger]) -> float | None:
+    """When the oldest chunk that waits for its score was fetched, on the monotonic clock."""
+    return min((age for ledger in ledgers if (age := ledger.oldest_unscored) is not None), default=None)

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from faust.types import TP
 
 from ecluse.errors import DeliveryError
 from ecluse.kafka import Config
@@ -97,7 +98,7 @@ class ExactlyOnce:
         self.aborted = 0
 
     def ready(self) -> None:
-        """Have a producer that can open transactions; what the one before in this slot left open is ended by it.
+        """Have a producer that can open transactions. The first one ends what the first one of this slot before left open.
 
         Raises:
             KafkaException: the broker does not answer, or refuses. May be called again.
@@ -146,7 +147,7 @@ class ExactlyOnce:
         if self._producer is not None:
             self._producer.poll(wait)
 
-    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> bool:
+    def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> Collection[TP]:
         """Commit the open transaction if it is old enough, or full; or offsets alone where only markers lay before them.
 
         Args:
@@ -164,9 +165,7 @@ class ExactlyOnce:
             due = now - self._opened >= age or self.full()
         else:
             due = now >= self._next_gap and any(ledger.to_commit is not None for ledger in ledgers)
-        if due:
-            self._commit(consumer, ledgers, self._timeout * 2)
-        return due
+        return self._commit(consumer, ledgers, self._timeout * 2) if due else ()
 
     def finish(
         self, consumer: Consumer, ledgers: Collection[Ledger], leaving: Iterable[Ledger], patience: float
@@ -185,12 +184,12 @@ class ExactlyOnce:
         if self._opened is not None:
             self._abort(KafkaError(KafkaError._STATE, "its partitions are another worker's now"))
 
-    def _commit(self, consumer: Consumer, ledgers: Collection[Ledger], patience: float) -> None:
+    def _commit(self, consumer: Consumer, ledgers: Collection[Ledger], patience: float) -> Collection[TP]:
         sent = {ledger: offset for ledger in ledgers if (offset := ledger.to_send) is not None}
         places = [TopicPartition(*ledger.partition, offset) for ledger, offset in sent.items()]
         producer, self._next_gap = self._producer, time.monotonic() + self._interval
         if producer is None:
-            return
+            return ()
         try:
             if self._opened is None:
                 producer.begin_transaction()
@@ -203,6 +202,7 @@ class ExactlyOnce:
         self._aborts_in_a_row = 0
         for ledger, offset in sent.items():
             ledger.confirm_transaction(offset)
+        return [ledger.partition for ledger in sent]
 
     def _again(self, call: Callable[..., object], patience: float, *args: object) -> None:
         """Call, and call again after an error that allows it: librdkafka goes on where it stood."""

@@ -69,7 +69,7 @@ def owner_of(consumer: FakeConsumer, *, full: bool = False) -> tuple[Owner, list
         full=lambda: full,
         produce_scored=lambda _: None,
         serve=lambda wait=0.0: None,
-        commit_when_due=lambda *_, **__: False,
+        commit_when_due=lambda *_, **__: (),
         give_up=lambda: None,
         aborted=0,
     )

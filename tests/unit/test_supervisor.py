@@ -273,3 +273,24 @@ def test_a_worker_that_outlives_its_supervisor_keeps_its_slot_until_it_ends(
     assert capsys.readouterr().err.startswith("host-0 | error: There is no configuration")
     os.close(again.lock)
     os.close(other.lock)
+
+
+def test_a_worker_that_logs_much_goes_on_where_its_supervisors_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    chatty = tmp_path / "console" / "__main__.py"
+    chatty.parent.mkdir()
+    (chatty.parent / "__init__.py").touch()
+    chatty.write_text("for number in range(5000):\n    print(number, 'x' * 100)\n")
+    monkeypatch.chdir(tmp_path)  # where the interpreter looks first for what it is to run
+    monkeypatch.setattr("sys.stderr", Full())
+    lock = os.open(tmp_path / "lock", os.O_CREAT)
+    worker = WorkerProcess("w-0", [], {}, lock)
+    wait_until("it ends", lambda: worker.poll() == 0, 20.0)
+    assert worker.end_of_log()[-1].startswith("4999 ")
+    worker.close()
+    os.close(lock)

@@ -1,11 +1,12 @@
 """What the owning thread and the pipeline do when things go wrong, without a broker."""
 
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from faust.types import TP
 
 from ecluse.contract.headers import ERROR_PREFIX
@@ -115,6 +116,37 @@ def test_a_partition_whose_confirmations_hang_is_paused_until_they_come_and_the_
     owner.ledgers[PLACE].confirm(produced)
     owner._turn()
     assert (consumer.paused, consumer.polls) == (set(), 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"), [(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, True), (KafkaError._TIMED_OUT, False)]
+)
+def test_a_rewind_that_the_broker_refuses_for_good_ends_the_worker_and_another_is_tried_again(
+    code: int, ends: bool
+) -> None:
+    def ready() -> None:
+        raise KafkaException(KafkaError(code))
+
+    consumer = FakeConsumer(None, [])
+    owner, _ = owner_of(consumer)
+    owner._delivery.ready = ready  # type: ignore[method-assign]
+    owner._rewind_due = True
+    with pytest.raises(KafkaException) if ends else nullcontext():
+        owner._turn()
+    assert (owner._rewind_due, consumer.polls) == (True, 0 if ends else 1)
+
+
+def test_a_chunk_that_is_scored_while_the_owner_waits_for_the_broker_does_not_make_the_worker_look_stuck() -> None:
+    owner, _ = owner_of(FakeConsumer(None, []))
+    health = Health(60.0)
+    health.warm, health.progress = True, owner.progress
+    chunk = owner.ledgers[PLACE].add([], 0, 1, time.monotonic() - 100)
+    owner._look()
+    assert health.live() != []
+    chunk.outputs = ()
+    owner.progress.beat -= 5  # a call that took so long
+    owner._beat()
+    assert health.live() == []
 
 
 def test_an_event_after_a_long_quiet_time_does_not_make_a_worker_unready() -> None:

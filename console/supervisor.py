@@ -361,7 +361,7 @@ def supervisor_of(
 
     def broker_answers() -> bool:
         try:
-            return bool(client.list_topics(timeout=1.0).brokers)
+            return bool(client.list_topics(timeout=2.0).brokers)
         except KafkaException:
             return False
 

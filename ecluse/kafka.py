@@ -111,14 +111,16 @@ def partition_counts(settings: Settings) -> dict[str, int]:
     Raises:
         BrokerUnreachable: no broker answered in time.
     """
-    client, deadline = admin(settings), time.monotonic() + PATIENCE
+    client, deadline, wait = admin(settings), time.monotonic() + PATIENCE, 0.5
     while True:
         try:
-            metadata = client.list_topics(timeout=0.5)  # a short call, so that Ctrl-C is heard in between
+            # Short calls, so that Ctrl-C is heard in between; longer ones then: a slow answer to an ended call is lost.
+            metadata = client.list_topics(timeout=wait)
             break
         except KafkaException as error:
             if time.monotonic() > deadline:
                 raise BrokerUnreachable(settings.kafka.bootstrap_servers, error.args[0].str()) from error
+            wait *= 2
     return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
 

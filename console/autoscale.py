@@ -121,7 +121,8 @@ class Autoscaler:
 
     def _up_unmeasured(self, last: Observation, now: Observation) -> Decision | None:
         """While nothing is known of their rate: one more, when the lag has grown for as long as it may wait."""
-        if now.lag <= last.lag:
+        # Less than comes in while an event may wait for the usual time is no backlog, however it goes up and down.
+        if now.lag <= max(last.lag, self._settings.down_seconds * (self._inflow or 0.0)):
             self._growing_since = None
             return None
         self._growing_since = last.at if self._growing_since is None else self._growing_since

@@ -144,6 +144,13 @@ def test_while_the_lag_cannot_be_seen_nothing_changes_and_calm_does_not_count() 
     assert len(stream.steps) == shrunk + 1
 
 
+def test_a_little_lag_that_goes_up_for_a_while_before_any_rate_is_known_starts_nobody() -> None:
+    autoscaler = Autoscaler(DEFAULTS, 1, 4)
+    for second in range(1, 30):
+        end = 1_000 * second
+        assert autoscaler.decide(Observation(float(second), end - 5 * second, end, 1, 1)) is None
+
+
 def test_workers_that_do_nothing_yet_are_joined_one_by_one_while_the_lag_grows() -> None:
     stream = Simulation(1, 3, rate=0)
     stream.run(8, steady(100))

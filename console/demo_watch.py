@@ -66,7 +66,7 @@ class Watch:
         """Connect."""
         settings, names = self._settings, self._settings.names
         # It asks for the group's offsets and never joins.
-        self._offsets = self._stack.enter_context(closing(Consumer(kafka.consumer_config(settings, settings.group))))
+        self._offsets = self._stack.enter_context(closing(Consumer(kafka.offsets_config(settings))))
         self._news = self._stack.enter_context(kafka.reader(settings))
         partitions = range(settings.topics.partitions)
         self._news.assign(

@@ -127,7 +127,7 @@ def committed_offsets(settings: Settings) -> dict[int, int | None]:
     """
     places = [TopicPartition(settings.names.events, partition) for partition in range(settings.topics.partitions)]
     # A consumer that never joins asks: the admin client of librdkafka 2.15 crashes while the group's coordinator loads.
-    with closing(Consumer(kafka.consumer_config(settings, settings.group))) as consumer:
+    with closing(Consumer(kafka.offsets_config(settings))) as consumer:
         try:
             answer = kafka.once_coordinated(consumer.committed, places, timeout=kafka.PATIENCE)
         except KafkaException as error:
@@ -189,10 +189,8 @@ class LagReader:
 
     def __enter__(self) -> Self:
         settings = self._settings
-        # A reader of committed records is told of no offsets while a transaction that moves them is open (after a SIGKILL:
-        # until its timeout), but only it knows the end of the committed ones. Hence two.
-        config = kafka.consumer_config(settings, settings.group) | {"isolation.level": "read_uncommitted"}
-        self._offsets = self._stack.enter_context(closing(Consumer(config)))
+        # Only a reader of committed records knows their end, and it is not always told of offsets. Hence two.
+        self._offsets = self._stack.enter_context(closing(Consumer(kafka.offsets_config(settings))))
         self._ends = self._stack.enter_context(kafka.reader(settings))
         return self
 

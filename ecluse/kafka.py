@@ -87,6 +87,12 @@ def consumer_config(settings: Settings, group: str) -> Config:
     }
 
 
+def offsets_config(settings: Settings) -> Config:
+    """A consumer that only asks for the workers' committed offsets. One that reads committed records would be told of none
+    while a transaction that moves them is open, which after a SIGKILL is until its time-out."""
+    return consumer_config(settings, settings.group) | {"isolation.level": "read_uncommitted"}
+
+
 def admin(settings: Settings) -> AdminClient:
     """A client for topics and groups. Keep a reference while its futures are open."""
     return AdminClient(client_config(settings.kafka))

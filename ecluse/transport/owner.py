@@ -174,7 +174,7 @@ class Owner(threading.Thread):
         scoring = bool(self._unscored)
         self._produce_scored(BUSY_WAIT if scoring else 0.0)
         # With a full producer and nothing to score there is only the broker to wait for.
-        self._delivery.serve(0.0 if scoring or may_fetch else BUSY_WAIT)
+        self._guard(lambda: self._delivery.serve(0.0 if scoring or may_fetch else BUSY_WAIT))
         self._guard(self._commit)
         now = time.monotonic()
         if now >= self._next_look:

@@ -144,8 +144,11 @@ class ExactlyOnce:
     def serve(self, wait: float = 0.0) -> None:
         """Let the client work; with `wait` seconds where there is nothing else to do."""
         self._beat()
-        if self._producer is not None:
-            self._producer.poll(wait)
+        try:
+            if self._producer is not None:
+                self._producer.poll(wait)
+        except KafkaException as error:  # a fence may show here first
+            self._abort(error.args[0])
 
     def commit_when_due(self, consumer: Consumer, ledgers: Collection[Ledger], *, busy: bool) -> Collection[TP]:
         """Commit the open transaction if it is old enough, or full; or offsets alone where only markers lay before them.

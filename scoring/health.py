@@ -7,9 +7,10 @@ is away does not fail it, because a restart would only lose the warm model. `rea
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from faust.types import TP
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
@@ -66,26 +67,17 @@ class ProgressCollector(Collector):
         yield GaugeMetricFamily("ecluse_standby", "1 while the worker waits outside its group, warm.", float(waits))
         if progress is None or waits:
             return
-        lag = GaugeMetricFamily("ecluse_consumer_lag", "Events not yet confirmed.", labels=["topic", "partition"])
-        for partition, events in list(progress.lag.items()):
-            lag.add_metric([partition.topic, str(partition.partition)], events)
-        yield lag
-        waiting = GaugeMetricFamily(
+        yield _by_partition("ecluse_consumer_lag", "Events not yet confirmed.", progress.lag)
+        yield _by_partition(
             "ecluse_consumer_lag_seconds",
             "How long the oldest event that is not confirmed has been at the broker.",
-            labels=["topic", "partition"],
+            progress.lag_seconds,
         )
-        for partition, seconds in list(progress.lag_seconds.items()):
-            waiting.add_metric([partition.topic, str(partition.partition)], seconds)
-        yield waiting
-        pause = GaugeMetricFamily(
+        yield _by_partition(
             "ecluse_rebalance_pause_seconds",
             "From the last rebalance to the partition's next commit, where events waited.",
-            labels=["topic", "partition"],
+            progress.pauses,
         )
-        for partition, seconds in list(progress.pauses.items()):
-            pause.add_metric([partition.topic, str(partition.partition)], seconds)
-        yield pause
         oldest = progress.oldest_unscored
         yield CounterMetricFamily("ecluse_rebalances", "Assignments that this worker has had.", progress.rebalances)
         yield CounterMetricFamily(
@@ -102,6 +94,13 @@ class ProgressCollector(Collector):
         yield GaugeMetricFamily(
             "ecluse_commit_age_seconds", "Since the last confirmed commit.", now - progress.committed_at
         )
+
+
+def _by_partition(name: str, documentation: str, values: Mapping[TP, float]) -> Metric:
+    gauge = GaugeMetricFamily(name, documentation, labels=["topic", "partition"])
+    for partition, value in list(values.items()):
+        gauge.add_metric([partition.topic, str(partition.partition)], value)
+    return gauge
 
 
 class HealthServer:

@@ -14,6 +14,7 @@ from ecluse.contract.records import Source
 from ecluse.errors import RecordError, Stage
 from ecluse.transport.ledger import Chunk, Ledger
 from ecluse.transport.owner import UNCONFIRMED_EVENTS, Owner, OwnerConfig
+from ecluse.transport.transactions import ExactlyOnce
 from scoring.deadletters import DeadLetters
 from scoring.health import STILL_SECONDS, Health
 from tests.unit.test_pipeline import FakeRecord
@@ -147,6 +148,26 @@ def test_a_chunk_that_is_scored_while_the_owner_waits_for_the_broker_does_not_ma
     owner.progress.beat -= 5  # a call that took so long
     owner._beat()
     assert health.live() == []
+
+
+def test_a_fence_that_shows_in_the_producers_poll_ends_that_producer_and_not_the_worker() -> None:
+    class Fenced:
+        def __len__(self) -> int:
+            return 0
+
+        def poll(self, wait: float) -> None:
+            raise KafkaException(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
+
+        def purge(self) -> None: ...
+
+    owner, _ = owner_of(FakeConsumer(None, []))
+    delivery = ExactlyOnce({"transactional.id": "g-0", "transaction.timeout.ms": 1000}, 0.1, lambda: None)
+    delivery._producer = cast(Any, Fenced())
+    owner._delivery = delivery
+    owner.ledgers[PLACE].committed = 5
+    owner._turn()
+    assert (owner._rewind_due, delivery._producer, delivery.aborted) == (True, None, 1)
+    assert owner.ledgers[PLACE].committed is None, "the outcome is not known: the broker is asked"
 
 
 def test_an_event_after_a_long_quiet_time_does_not_make_a_worker_unready() -> None:

@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 LOCKED := --quiet --no-emit-index-url --no-annotate --no-header --generate-hashes --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint bench contract lock clean
+.PHONY: help setup demo test chaos study lint bench contract lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: setup ## See transactions flow through Kafka and come out as predictions a
 	$(BIN)/ecluse demo $(ARGS)
 
 test: setup ## Run the tests on a broker of their own (ARGS="tests/unit -x")
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -37,6 +37,9 @@ lint: setup ## Check style, types and the direction of imports
 chaos: setup ## Break workers, broker and network under load, and count every event (ROUNDS=n SEED=s THIRD=1, 2, 3 or auto)
 	$(BIN)/pytest tests/chaos --chaos $(if $(THIRD),third --third $(THIRD),all) --rounds $(or $(ROUNDS),1) --seed "$(SEED)" $(ARGS)
 
+study: setup ## Run the long studies: a model of 1 GB while events flow, a set of 2 million events (minutes, up to 12 GB of memory)
+	$(BIN)/pytest tests/study --study -s $(ARGS)
+
 bench: setup ## Measure a worker beside a hand-written loop and plain Faust
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -45,7 +48,7 @@ contract: setup ## Write the schemas and the AsyncAPI document anew
 
 lock: setup ## Resolve the dependencies anew, within the ranges of pyproject.toml (ARGS="--upgrade")
 	$(BIN)/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
-	$(BIN)/uv pip compile $(LOCKED) --group build --group test --group bench --group lint $(ARGS) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCKED) --group build --group test --group lint $(ARGS) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCKED) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 
 clean: ## Remove what the other targets made, except the broker's jars in ~/.cache/ecluse

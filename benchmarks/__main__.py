@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import burst, heavy, silence
+from benchmarks import burst, bypass, heavy, http, monitor, profiles, silence, store, swap
 from benchmarks.ground import SEED, Ground, ground
 from benchmarks.latency import Latency, latency
 from benchmarks.measure import BY_HAND, CONTESTANTS, WORKERS, Run, backlog
@@ -28,7 +28,8 @@ class Sizes:
 
     Of the speed: the backlog of a round, plain Faust's part of it, the backlogs for memory, the time for latency. Of the
     silence: the groups' protocols and the rounds. Of the burst: the events on which one worker's rate is measured, and the
-    seconds before and in the burst.
+    seconds before and in the burst. Of HTTP: the seconds of a run. Of the swaps: the windows, and
+    their seconds. Of the store: the seconds of a steady rate, and the records of the backlog.
     """
 
     events: int = 400_000
@@ -40,9 +41,14 @@ class Sizes:
     changes: int = 3
     one_worker: int = 150_000
     burst: tuple[float, float] = (15.0, 30.0)
+    http: float = 10.0
+    swap: tuple[int, float] = (12, 5.0)
+    store: tuple[float, int] = (60.0, 2_000_000)
 
 
-QUICK = Sizes(30_000, 1, 3_000, (10_000, 40_000), 3.0, ("classic",), 1, 30_000, (3.0, 10.0))
+QUICK = Sizes(
+    30_000, 1, 3_000, (10_000, 40_000), 3.0, ("classic",), 1, 30_000, (3.0, 10.0), 1.0, (2, 3.0), (4.0, 50_000)
+)
 
 
 def main() -> None:
@@ -101,8 +107,72 @@ def bursts(sizes: Sizes, quick: bool) -> Figures:
     return burst.figures(run)
 
 
-PARTS: dict[str, Callable[[Sizes, bool], Figures]] = {"speed": speed, "silence": silences, "burst": bursts}
-FILES = {"speed": "results.csv", "silence": "silence.csv", "burst": "burst.csv"}
+def served(sizes: Sizes, quick: bool) -> Figures:
+    """`ecluse serve` under a closed loop."""
+    del quick
+    with prepared(10_000) as there:
+        rates = http.http(there, sizes.http, say)
+    http.show(rates)
+    return http.figures(rates)
+
+
+def swaps(sizes: Sizes, quick: bool) -> Figures:
+    """Latency while the champion changes."""
+    del quick
+    with prepared(10_000) as there:
+        found = swap.swap(there, *sizes.swap, say)
+    swap.show(found)
+    return swap.figures(found)
+
+
+def stored(sizes: Sizes, quick: bool) -> Figures:
+    """One sink, at a steady rate and on a backlog."""
+    del quick
+    with prepared(10_000) as there:
+        found = store.store(there, *sizes.store, say)
+    store.show(found)
+    return store.figures(found)
+
+
+def bypassed(sizes: Sizes, quick: bool) -> Figures:
+    """A worker's rate with and without the bypass."""
+    del quick
+    with prepared(sizes.events) as there:
+        runs = bypass.bypass(there, sizes.events, sizes.rounds, say)
+    bypass.show(runs)
+    return {"events": sizes.events} | bypass.figures(runs)
+
+
+def counted(sizes: Sizes, quick: bool) -> Figures:
+    """A worker that counts for the monitor, and one that does not."""
+    del quick
+    with prepared(sizes.events) as there:
+        found = profiles.cost(there, sizes.events, sizes.rounds, sizes.seconds, say)
+    profiles.show(found)
+    return {"events": sizes.events} | profiles.figures(found)
+
+
+def watched(sizes: Sizes, quick: bool) -> Figures:
+    """A monitor while a worker scores little and much."""
+    del quick
+    with prepared(10_000) as there:
+        found = monitor.monitor(there, 2 * sizes.seconds, say)
+    monitor.show(found)
+    return monitor.figures(found)
+
+
+PARTS: dict[str, Callable[[Sizes, bool], Figures]] = {
+    "speed": speed,
+    "silence": silences,
+    "burst": bursts,
+    "http": served,
+    "swap": swaps,
+    "bypass": bypassed,
+    "store": stored,
+    "profiles": counted,
+    "monitor": watched,
+}
+FILES = {name: f"{name}.csv" for name in PARTS} | {"speed": "results.csv"}
 
 
 def measure(there: Ground, sizes: Sizes) -> Results:

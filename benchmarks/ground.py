@@ -102,9 +102,12 @@ def ground(
         frame.gather_every(max(1, frame.height // TRAINING_ROWS)).write_parquet(training)
         frame.head(events).write_parquet(file)
         config = folder / "ecluse.toml"
-        run(folder, "init", str(training))
+        run(
+            folder, "init", str(training), "--config", str(config)
+        )  # with a whole path, those of the keys are whole too
         text = config.read_text(encoding="utf-8").replace("[kafka]", f'[kafka]\nbootstrap_servers = "{servers}"')
-        text = text.replace("[model]", f'[model]\nscript = "{script}"\nstore = "{folder / "models"}"')
+        places = f'store = "{folder / "models"}"\ncache = "{folder / "cache"}"'
+        text = text.replace("[model]", f'[model]\nscript = "{script}"\n{places}')
         config.write_text(f"{text}\n[topics]\npartitions = {partitions}\n", encoding="utf-8")
         run(folder, "topics", "create")
         run(folder, "model", "train", str(training))

@@ -17,6 +17,9 @@ from benchmarks.ground import ECLUSE, Ground
 EXACTLY_ONCE, AT_LEAST_ONCE, BY_HAND = "worker, exactly once", "worker, at least once", "by hand"
 #: A worker's guarantee is its setting `worker.delivery`.
 WORKERS = {EXACTLY_ONCE: "exactly_once", AT_LEAST_ONCE: "at_least_once"}
+#: The worker, exactly once, that does not count for the monitor.
+UNCOUNTED = "worker, not counting"
+OURS = (*WORKERS, UNCOUNTED)
 CONTESTANTS = (*WORKERS, BY_HAND, "faust, one", "faust, take")
 _LOOK_SECONDS = 0.02
 #: A contestant that produces nothing new for so long has failed.
@@ -45,11 +48,13 @@ class Contestant:
 def contestant(ground: Ground, name: str, backlog: int) -> Iterator[Contestant]:
     """A contestant, started on `backlog` waiting events; stopped at the end."""
     # The worker's group is the stream's, wound back; the others get a new one.
-    group = ground.settings.group if name in WORKERS else f"bench-{uuid.uuid4().hex[:8]}"
+    group = ground.settings.group if name in OURS else f"bench-{uuid.uuid4().hex[:8]}"
     config = str(ground.config)
     python = [sys.executable, "-m"]
     if name in WORKERS:
         command = [ECLUSE, "worker", "--config", config]
+    elif name == UNCOUNTED:
+        command = [*python, "benchmarks.uncounted", "worker", "--config", config]
     elif name == BY_HAND:
         command = [*python, "benchmarks.by_hand", config, group]
     else:
@@ -82,7 +87,7 @@ def counter(ground: Ground, name: str, group: str) -> Iterator[Callable[[], int]
     Of those that commit every 100 ms, what they have committed: the end of the predictions would count transaction markers
     and records of open transactions too. Plain Faust commits every few seconds and writes no transactions: the predictions.
     """
-    if name in WORKERS or name == BY_HAND:
+    if name in OURS or name == BY_HAND:
         with ground.counter(group) as count:
             yield count
     else:

@@ -15,9 +15,9 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from ecluse.contract.records import Decision, Prediction, Source
+from ecluse.model.artefact import verified
 from ecluse.model.manifest import ONNX
 from ecluse.model.registry import read_registry
-from ecluse.model.store import ModelStore
 from ecluse.settings import load
 
 CONTENT_TYPE = ("content-type", b"application/msgpack")
@@ -29,10 +29,10 @@ class Work:
     def __init__(self, config: Path) -> None:
         self.settings = settings = load(config)
         stream = settings.stream
-        routed = read_registry(settings).routes[settings.model_name]
+        registry = read_registry(settings)
+        routed = registry.routes[settings.model_name]
         arm = routed.route.champion
-        store = ModelStore.of(settings)
-        manifest = store.manifest(settings.model_name, arm.version)
+        manifest, folder = verified(settings, arm.version, registry.releases[settings.model_name, arm.version])
         if any(feature.transform != "number" or feature.missing is not None for feature in manifest.features):
             raise ValueError("the baselines know features that are plain numbers only")
         if not stream.id_field or not stream.time_field:
@@ -49,7 +49,7 @@ class Work:
         self._encode = msgspec.msgpack.Encoder().encode
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = ort.InferenceSession(store.file(manifest, ONNX), options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(str(folder / ONNX), options, providers=["CPUExecutionProvider"])
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[-1].name
         self._model, self._arm, self._revision = manifest.name, arm, routed.revision
 

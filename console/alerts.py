@@ -34,7 +34,10 @@ def alerts_command(
     servers: ServersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show alerts: time (UTC), severity, decision, score, entity, event, reasons, and the fields that people may see."""
+    """Show alerts: time (UTC), severity, decision, score, entity, event, reasons, and the fields that people may see.
+
+    `ecluse label EVENT fraud --because-of-alert` (or legit) says what one turned out to be.
+    """
     settings = settings_of(config, servers)
     topic = settings.names.alerts
     usual = _SHOWN_BEFORE_FOLLOWING if following else _SHOWN

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
@@ -18,6 +19,9 @@ from ecluse.contract.codecs import Reader
 from ecluse.contract.headers import read_error_headers
 from ecluse.contract.records import Source
 from ecluse.settings import Settings
+
+if TYPE_CHECKING:
+    from console.audit_store import StoreReport
 
 _SAMPLE = 10
 #: With `since`, outputs are read from this much earlier, in seconds: the clocks of producers and workers differ.
@@ -116,7 +120,7 @@ class AuditReport:
                 f" {self.expired:,} events are older than the outputs that are still held: nothing can be said of them."
             )
         if self.stray:
-            text += f" {self.stray:,} outputs name no event of their partition."
+            text += f" {self.stray:,} outputs name no event of their partition, such as dead letters of labels."
         return text + (f" {self.waiting:,} wait to be scored." if self.waiting else "")
 
 
@@ -287,21 +291,34 @@ def audit_command(
     ),
     since: SinceOption = None,
     strict: bool = typer.Option(False, "--strict", help="Exit with 1 where an event has more than one output, too."),
+    store: bool = typer.Option(False, "--store", help="Hold the training store's tables against their topics, too."),
     config: ConfigOption = None,
     servers: ServersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prove that every event has a prediction or a dead letter. Exit code 1: some have none."""
-    report = audit(settings_of(config, servers), everything=everything, since=since)
+    """Prove that every event has a prediction or a dead letter. Exit code 1: some have none.
+
+    With --store also that every event, prediction, bypass sample and label is in its table once. Exit code 1: it is not.
+    """
+    settings = settings_of(config, servers)
+    report = audit(settings, everything=everything, since=since)
+    tables = None
+    if store:
+        from console.audit_store import audit_store
+
+        tables = audit_store(settings, everything=everything, since=since)
     if json:
         totals = {name: getattr(report, name) for name in _COLUMNS}
         print_json(
             {"topic": report.topic, **totals, "seconds": report.seconds}
             | {"partitions": [asdict(row) for row in report.partitions], "verdict": report.verdict}
+            | ({"store": _store_totals(tables)} if tables else {})
         )
     else:
         _print(report)
-    if report.missing or (strict and report.doubled):
+        if tables:
+            _print_store(tables)
+    if report.missing or (strict and report.doubled) or (tables and not tables.holds):
         raise typer.Exit(1)
 
 
@@ -327,3 +344,33 @@ def _print(report: AuditReport) -> None:
             out.print(f"partition {row.partition} misses offsets {sample}{more}", soft_wrap=True)
     style = "bold red" if report.missing else "bold green"
     out.print(report.verdict, style=style, soft_wrap=True)
+
+
+_STORE_COLUMNS = ("records", "rows", "missing", "doubled", "stray", "rejected", "forgotten", "waiting")
+
+
+def _store_totals(report: "StoreReport") -> dict[str, object]:
+    totals = {name: report.total(name) for name in _STORE_COLUMNS}
+    rows = [asdict(row) for row in report.partitions]
+    return {"url": report.url, **totals, "seconds": report.seconds, "partitions": rows, "verdict": report.verdict}
+
+
+def _print_store(report: "StoreReport") -> None:
+    """A row a topic, and one for each partition that does not hold what it must."""
+    columns = [name for name in _STORE_COLUMNS if name not in ("stray", "rejected", "forgotten") or report.total(name)]
+    rows: list[list[object]] = []
+    for topic in dict.fromkeys(row.topic for row in report.partitions):
+        of_topic = [row for row in report.partitions if row.topic == topic]
+        rows.append([topic, of_topic[0].table, *(sum(getattr(row, name) for row in of_topic) for name in columns)])
+    print_table(["topic", "table", *columns], rows, title=report.url)
+    for row in report.partitions:
+        if row.missing:
+            sample = ", ".join(str(offset) for offset in row.missing_offsets)
+            more = ", …" if row.missing > len(row.missing_offsets) else ""
+            out.print(
+                f"{row.table} misses offsets {sample}{more} of {row.topic}, partition {row.partition}", soft_wrap=True
+            )
+        if row.doubled or row.stray:
+            wrong = f"{row.doubled} rows doubled and {row.stray} for no record"
+            out.print(f"{row.table} has {wrong} of {row.topic}, partition {row.partition}", soft_wrap=True)
+    out.print(report.verdict, style="bold green" if report.holds else "bold red", soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 
 from console.output import ConfigOption, JsonOption, ServersOption, print_json, say, settings_of
 from ecluse.errors import BrokerUnreachable
-from ecluse.settings import AutoscaleSettings
+from ecluse.sections import AutoscaleSettings
 
 if TYPE_CHECKING:
     from console.supervisor import Supervisor

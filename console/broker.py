@@ -3,6 +3,7 @@
 A running broker is described by ``broker.json`` in its data folder, so that any process can find and stop it.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -227,14 +229,10 @@ def _write_config(data: Path, port: int, settings: dict[str, str]) -> Path:
 
 
 def _format(command: list[str], config: Path) -> None:
-    storage = [*command, "kafka.tools.StorageTool"]
-    cluster = subprocess.run([*storage, "random-uuid"], capture_output=True, text=True, check=True).stdout.split()[-1]
-    done = subprocess.run(
-        [*storage, "format", "--standalone", "-t", cluster, "-c", str(config)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # As StorageTool's random-uuid makes it, without a second for another JVM. Behind "=", for it may begin with "-".
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    storage = [*command, "kafka.tools.StorageTool", "format", "--standalone", f"--cluster-id={cluster}"]
+    done = subprocess.run([*storage, "-c", str(config)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BrokerSetupError(f"Kafka's storage could not be prepared: {(done.stdout + done.stderr).strip()[-1000:]}")
 

@@ -1,4 +1,4 @@
-"""`ecluse demo`: transactions through real Kafka, scored by two workers, and the count that proves that none is missing."""
+"""`ecluse demo`: transactions through real Kafka, scored by two workers, watched, learnt from and counted."""
 
 import os
 import sys
@@ -10,26 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from console.output import JsonOption, err, fail, out, print_json, print_table
+from console.output import JsonOption, err, fail
 
 if TYPE_CHECKING:
-    from console.audit import AuditReport
     from console.demo_data import Scene
+    from console.demo_end import Outcome
     from console.demo_view import Steps
     from console.demo_watch import Watch
     from console.stage import Child, Stage
     from ecluse.settings import Settings
 
-_COLUMNS = ("events", "predictions", "dead_letters", "missing", "doubled")
 _PARTITIONS = 4
 _WORKERS = ("worker 1", "worker 2")
-#: However many events there are, they come in about this time.
-_STREAM_SECONDS = 18.0
-_LEAST_RATE = 200.0
-_SHOWN_ALERTS, _LINE_WIDTH = 5, 120
 _LOOK_SECONDS = 0.5
-#: Deadlines: of training, of a worker's start, and of the stream without any progress.
-_TRAIN_SECONDS, _READY_SECONDS, _STILL_SECONDS = 300.0, 60.0, 30.0
+#: How long workers and sink may take to be ready.
+_READY_SECONDS = 60.0
 
 
 def demo(
@@ -44,10 +39,13 @@ def demo(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """See it work on this machine: broker, topics, training, two workers, a stream, alerts with reasons, and the audit.
+    """See it work on this machine: a broker, two workers, a stream of which a share goes past the model, a drift that the
+    monitor notices, the new model that the trainer then makes, in mid-stream, the training store, the audit, a training set.
 
-    Everything is its own and temporary: nothing is left running or lying about. Exit code 1: an event is missing, or no
-    alert with reasons was seen. With KAFKA_BOOTSTRAP_SERVERS set, that cluster is used, with topics of the demo's own.
+    Everything is its own and temporary: nothing is left running or lying about. Exit code 1: an event is missing or doubled, on
+    the topics, in the store or in the workers' profiles, no alert with reasons was seen, nobody asked for a new model, its
+    training failed, a worker did not take it up, or there is no training set. With KAFKA_BOOTSTRAP_SERVERS set, that cluster is
+    used, with topics of the demo's own.
     """
     from console.demo_view import Steps
     from console.stage import Stage
@@ -59,11 +57,16 @@ def demo(
         scene, settings = _set_up(stage, steps, data.resolve() if data else None, events)
         _make_topics(stage, steps, settings)
         _train(stage, steps, scene)
-        workers = _start_workers(stage, steps, settings)
-        watch = _stream(stage, steps, scene, settings, workers, live)
-        report = _audit(steps, settings)
-    _conclude(report, watch, time.monotonic() - began, live=live, as_json=as_json)
-    if report.missing or report.waiting:
+        *workers, sink = _start_processes(stage, steps, settings)
+        watch, labels = _stream(stage, steps, scene, settings, workers, sink)
+        _store(stage, steps, watch, sink, labels)
+        outcome = _count(stage, steps, scene, settings, watch)
+    seconds = time.monotonic() - began
+    if as_json:
+        outcome.print_figures(seconds)
+    else:
+        outcome.print(seconds, live=live)
+    if not outcome.holds:
         raise typer.Exit(1)
     if not watch.explained:
         fail("No alert with reasons came, so this shows only half of it: stream more (--events).")
@@ -79,7 +82,8 @@ def _set_up(stage: "Stage", steps: "Steps", file: Path | None, events: int) -> t
         path, first_live_day = (file, None) if file else generated(stage.folder, events)
         scene = prepare(path, stage.folder, events, first_live_day)
         what = f"rows of {path.name}" if file else f"generated card transactions, seed {SEED}"
-        say(f"{scene.rows:,} {what}; {scene.events:,} later ones to stream")
+        numbered = "; it has no ids, so its rows are numbered" if scene.numbered else ""
+        say(f"{scene.rows:,} {what}; {scene.events:,} later ones to stream{numbered}")
     given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     with steps.step("broker", "starting Apache Kafka") as say:
         servers = given or stage.start_broker()
@@ -106,9 +110,10 @@ def _make_topics(stage: "Stage", steps: "Steps", settings: "Settings") -> None:
 
 def _train(stage: "Stage", steps: "Steps", scene: "Scene") -> None:
     """`ecluse model train`, as a user would."""
-    since = ("--holdout-since", f"{scene.held_out_since:%Y-%m-%dT%H:%M:%S}") if scene.held_out_since else ()
+    from console.demo_feed import TRAIN_SECONDS
+
     with steps.step("model", "training: `ecluse model train`") as say:
-        result = stage.run(_TRAIN_SECONDS, "train", "model", "train", str(scene.history), *since, "--json")
+        result = stage.run(TRAIN_SECONDS, "train", "model", "train", *scene.first_rows, "--json")
         manifest = msgspec.json.decode(result)["manifest"]
         metrics, training = manifest["metrics"], manifest["training"]
         say(
@@ -120,91 +125,83 @@ def _train(stage: "Stage", steps: "Steps", scene: "Scene") -> None:
             say(f"(left out: {', '.join(scene.left_out)})")
 
 
-def _start_workers(stage: "Stage", steps: "Steps", settings: "Settings") -> list["Child"]:
-    with steps.step("workers", "starting two: `ecluse worker`") as say:
-        workers = [stage.start(name, "worker") for name in _WORKERS]
+def _start_processes(stage: "Stage", steps: "Steps", settings: "Settings") -> list["Child"]:
+    """The workers and, last, the sink; with the monitor and the trainer. The bypass is turned on while they start."""
+    from console.demo_store import turn_on
+
+    loop = [stage.start(name, name) for name in ("monitor", "trainer")]
+    children = [stage.start(name, "worker") for name in _WORKERS] + [stage.start("store", "store")]
+    with steps.step("bypass", "turning it on: `ecluse bypass set`") as say:
+        say(turn_on(stage, settings))
+    with steps.step("workers", "starting two, a sink, a monitor, a trainer") as say:
 
         def ready() -> bool:
-            stage.require_running(*workers)
-            return all(worker.get("/health/ready")[0] == 200 for worker in workers)
+            stage.require_running(*children, *loop)
+            return all(child.get("/health/ready")[0] == 200 for child in (*children, *loop))
 
-        stage.wait(ready, _READY_SECONDS, "The workers are not ready")
-        say(f"{len(workers)} ready, in the group {settings.group}")
-    return workers
+        stage.wait(ready, _READY_SECONDS, "Not all processes are ready")
+        say(
+            f"{len(_WORKERS)} ready, in the group {settings.group}; `ecluse store`, `ecluse monitor` and `ecluse trainer`, too"
+        )
+    return children
 
 
 def _stream(
-    stage: "Stage", steps: "Steps", scene: "Scene", settings: "Settings", workers: list["Child"], live: bool
-) -> "Watch":
-    """Publish the file's rows, and between them what plain producers send; watch until all of it is scored.
+    stage: "Stage", steps: "Steps", scene: "Scene", settings: "Settings", workers: list["Child"], sink: "Child"
+) -> tuple["Watch", int]:
+    """Feed the stream, and watch until all of it is scored; what was seen, and how many labels were told.
 
     Raises:
-        ProcessFailed: a process ended, or nothing moved for `_STILL_SECONDS`.
+        ProcessFailed: a process ended, or something took longer than its deadline.
     """
-    from console.demo_data import guests
+    from console.demo_feed import Feed
+    from console.demo_labels import BackOffice
     from console.demo_view import View
     from console.demo_watch import Watch
-    from ecluse import kafka
 
-    visitors = list(guests(settings, scene.samples))
-    expected = scene.events + len(visitors)
-    rate = max(_LEAST_RATE, scene.events / _STREAM_SECONDS)
-    broken = sum(guest.broken for guest in visitors)
-    steps.note(f"{len(visitors)} of the events come from a plain Kafka producer; {broken} are broken on purpose.")
-    producer, sent, moved = kafka.producer(settings), 0, time.monotonic()
-    with Watch(settings, workers) as watch:
-        view = View(err, watch, expected, live)
-        publisher = stage.start("publish", "publish", str(scene.live), "--rate", str(rate))
+    office = BackOffice(scene, settings)
+    feed = Feed(stage, scene, settings, office)
+    steps.note(f"{feed.plain} of the events come from a plain Kafka producer; {feed.broken} are broken on purpose.")
+    steps.note(scene.story)
+    with Watch(settings, workers, sink, office.hear) as watch:
+        view = View(err, watch, feed.events, steps.live)
         with view.shown():
-            while (now := watch.look()).done < expected:
+            while watch.look().done < feed.events:
                 view.update()
-                stage.require_running(*workers)
-                stage.require_done(publisher)
-                if watch.moved():
-                    moved = time.monotonic()
-                elif time.monotonic() > moved + _STILL_SECONDS:
-                    stage.fail(
-                        f"Nothing has moved for {_STILL_SECONDS:.0f} s, with {expected - now.done:,} events to go."
-                    )
-                # Evenly among the others, and the rest when those have all come.
-                due = len(visitors) if publisher.ended else now.published * len(visitors) // expected
-                for guest in visitors[sent:due]:
-                    producer.produce(settings.names.events, guest.value, headers=list(guest.headers))
-                producer.flush(kafka.PATIENCE)
-                sent = max(sent, due)
+                stage.require_running(*workers, sink)
+                feed.go_on(watch)
                 time.sleep(_LOOK_SECONDS)
+            watch.finish(feed.events)
+            office.send()
             view.update(last=True)
-    return watch
+    return watch, office.told
 
 
-def _audit(steps: "Steps", settings: "Settings") -> "AuditReport":
+def _store(stage: "Stage", steps: "Steps", watch: "Watch", sink: "Child", labels: int) -> None:
+    """Wait until the store has all."""
+    from console.demo_store import wait_stored
+
+    with steps.step("store", "waiting for the last commits") as say:
+        rows = wait_stored(stage, sink, watch.records + labels)
+        say(f"{rows:,} rows in the training store, {watch.bypassed:,} of them events that went past the model")
+        say(f"and {labels:,} labels of what was let through; of the {watch.blocked:,} blocked nobody can tell")
+
+
+def _count(stage: "Stage", steps: "Steps", scene: "Scene", settings: "Settings", watch: "Watch") -> "Outcome":
+    """Count all, while a training set is built of it."""
     from console.audit import audit
+    from console.audit_store import audit_store
+    from console.demo_end import Outcome
+    from console.demo_store import built, start_build
 
-    with steps.step("audit", "counting: `ecluse audit`") as say:
-        report = audit(settings, everything=True)
-        say(f"read {report.events:,} events, {report.predictions:,} predictions, {report.dead_letters:,} dead letters")
-    return report
-
-
-def _conclude(report: "AuditReport", watch: "Watch", seconds: float, *, live: bool, as_json: bool) -> None:
-    """The verdict, with the figures that it rests on."""
-    from console.demo_view import alert_line
-
-    if as_json:
-        figures = {name: getattr(report, name) for name in _COLUMNS}
-        alerts = {"alerts": watch.alerts, "alerts_with_reasons": watch.explained}
-        print_json(figures | alerts | {"verdict": report.verdict, "seconds": round(seconds, 1)})
-        return
-    rows: list[list[object]] = [
-        [row.partition, *(getattr(row, name) for name in _COLUMNS)] for row in report.partitions
-    ]
-    rows.append(["all", *(getattr(report, name) for name in _COLUMNS)])
-    print_table(["partition", *(name.replace("_", " ") for name in _COLUMNS)], rows)
-    out.print(report.verdict, style="bold red" if report.missing else "bold green", soft_wrap=not out.is_terminal)
-    out.print(f"{watch.alerts:,} alerts, {watch.explained:,} of them with reasons. All of it took {seconds:.0f} s.")
-    if not live:
-        for alert in list(watch.newest)[-_SHOWN_ALERTS:]:
-            out.print(alert_line(alert, _LINE_WIDTH), soft_wrap=True)
-        out.print(f"last dead letter: {watch.last_dead_letter}", markup=False, soft_wrap=True)
-    out.print("\nNothing is left running. A stream of your own begins with:")
-    out.print("  ecluse broker start\n  ecluse init FILE", markup=False)
+    builder = start_build(stage, watch, scene.maturity)
+    with steps.step("audit", "counting: `ecluse audit --store`") as say:
+        report, tables = audit(settings, everything=True), audit_store(settings, everything=True)
+        say(
+            f"read {report.events:,} events, {report.predictions:,} predictions, {report.dead_letters:,} dead letters, "
+            f"and {tables.total('rows'):,} rows of the store"
+        )
+    with steps.step("set", "building a training set: `ecluse dataset build`") as say:
+        made = built(stage, builder)
+        say(f"{made.counts.rows:,} rows in {len(made.columns)} columns, with outcome and weight of each")
+    return Outcome(report, tables, made, watch)

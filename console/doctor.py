@@ -8,10 +8,11 @@ from pathlib import Path
 import typer
 from confluent_kafka import KafkaException
 
+from console.model_status import ask_all, members
 from console.output import ConfigOption, JsonOption, ServersOption, out, print_json, settings_of
-from console.reading import Span, reader, spans
+from console.reading import Span, printable, reader, spans
 from ecluse import cluster, kafka
-from ecluse.errors import EcluseError, SettingsError
+from ecluse.errors import EcluseError, ModelError, SettingsError
 from ecluse.settings import Settings
 
 
@@ -127,24 +128,32 @@ def _offsets(settings: Settings) -> Check:
 
 
 def _workers(settings: Settings) -> Check:
+    """Whether somebody scores what waits, and all that can be asked from here by the model that is routed."""
     committed, held = cluster.committed_offsets(settings), _held(settings)
     lags = {p: max(0, high - max(low, committed.get(p) or 0)) for p, (low, high) in held.items()}
     lag, worst = sum(lags.values()), max(lags, key=lambda partition: lags[partition])
-    client = kafka.admin(settings)
-    group = client.describe_consumer_groups([settings.group], request_timeout=kafka.PATIENCE)[settings.group].result()
-    seen = f"{len(group.members)} workers, {lag:,} events wait"
+    found = members(settings)
+    seen = f"{len(found)} workers, {lag:,} events wait"
     if lag:
         seen += f" (most in partition {worst}: {lags[worst]:,})"
-    if group.members:
+    # One that does not answer may listen on another machine's 127.0.0.1: no fault.
+    if degraded := [answer for answer in ask_all(found) if answer is not None and answer.degraded]:
+        first = f"{degraded[0].worker}: {degraded[0].degraded}"
+        return Check(
+            "workers",
+            False,
+            f"{seen}; {len(degraded)} degraded, such as {printable(first, 500)}",
+            "`ecluse model status` tells more of each; `ecluse model rollback` goes back to the champion before.",
+        )
+    if found:
         return Check("workers", True, seen)
     return Check("workers", not lag, seen, "`ecluse worker` starts one.")
 
 
 def _model(settings: Settings) -> Check:
     """Whether the routed champion loads, as a worker would load it, and gives probabilities."""
+    from ecluse.model.artefact import load_model
     from ecluse.model.registry import read_registry
-    from ecluse.model.runtime import load_model
-    from ecluse.model.store import ModelStore
 
     name = settings.model_name
     registry = read_registry(settings)
@@ -154,15 +163,29 @@ def _model(settings: Settings) -> Check:
             "model", False, f"no version of {name} is routed: workers wait.", "`ecluse model train FILE` makes one."
         )
     version = routed.route.champion.version
-    advice = f"Give workers the store that holds it (model.store is {settings.model.store}), or train a new version."
     release = registry.releases.get((name, version))
     if release is None:
-        return Check("model", False, f"{name} version {version} is routed but not released.", advice)
+        seen = f"{name} version {version} is routed but not released."
+        return Check("model", False, seen, _advice_on_model(settings, version, ""))
     try:
-        load_model(ModelStore.of(settings), name, version, settings.stream.schema_of_events(), release).warm()
-    except EcluseError as error:
-        return Check("model", False, str(error), advice)
+        load_model(settings, version, release)
+    except SettingsError as error:
+        return Check("model", False, str(error), "Correct the section [model] of the configuration (docs/models.md).")
+    except ModelError as error:
+        return Check("model", False, str(error), _advice_on_model(settings, version, error.step))
     return Check("model", True, f"{name} version {version} (route revision {routed.revision}) loads and scores")
+
+
+def _advice_on_model(settings: Settings, version: int, step: str) -> str:
+    """What to do about a champion that failed at a step on its way into service."""
+    if step == "fetch":
+        return f"Give workers the store that holds it (model.store is {settings.model.store}), or train a new version."
+    if step == "verify":
+        return (
+            f"`ecluse model verify {version}` looks into the store; `ecluse model sign {version}` signs it anew where its "
+            "files are those of its release (docs/models.md)."
+        )
+    return "Promote another version (`ecluse model list`, `ecluse model promote`), or train a new one."
 
 
 def _held(settings: Settings) -> dict[int, Span]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ingest.infer import Column, Inferred
 
 _DEFAULT_FILE = Path("ecluse.toml")
+#: The secret that draws who goes past the model, beside the keys that sign models.
+_DRAWS = "bypass.key"
+#: The key of the training store's hashes.
+_HASHES = "hash.key"
 _ColumnOption = Annotated[str | None, typer.Option(show_default=False, metavar="COLUMN")]
 
 
@@ -31,6 +35,8 @@ def init(
 ) -> None:
     """Look at a labelled file and write an ecluse.toml for it: a new stream in one step."""
     from ecluse.contract.topics import NAME
+    from ecluse.model.signing import make_development_keys
+    from ecluse.secrets import make_secret
     from ingest.infer import infer
 
     target = config or _DEFAULT_FILE
@@ -40,7 +46,12 @@ def init(
         fail(f"'{name}' cannot name a stream: lower-case letters, digits and hyphens, 64 at most.")
     found = infer(file, label=label, key=key, time=time, id=id, name=name)
     try:
-        target.write_text(render(found, file), encoding="utf-8", newline="\n")
+        target.touch()  # before there are keys for it
+        folder = target.parent / ".ecluse" / "keys"
+        keys = make_development_keys(folder)
+        for secret in (_DRAWS, _HASHES):
+            make_secret(folder / secret)
+        target.write_text(render(found, file, keys), encoding="utf-8", newline="\n")
     except OSError as error:
         fail(f"{target} cannot be written: {error.strerror}.")
     if as_json:
@@ -70,12 +81,15 @@ def _show(found: "Inferred") -> None:
         say(f"{len(names)} field{'s' if len(names) > 1 else ''} of type {kind}: {', '.join(names)}")
 
 
-def render(found: "Inferred", file: Path) -> str:
-    """The text of ``ecluse.toml`` for what was found in `file`, with each decision as a comment."""
-    return "\n".join(_lines(found, file)) + "\n"
+def render(found: "Inferred", file: Path, keys: tuple[Path, Path]) -> str:
+    """The text of ``ecluse.toml`` for what was found in `file`, with each decision as a comment.
+
+    `keys` are those that sign models, and by which they are trusted.
+    """
+    return "\n".join(_lines(found, file, keys)) + "\n"
 
 
-def _lines(found: "Inferred", file: Path) -> Iterator[str]:
+def _lines(found: "Inferred", file: Path, keys: tuple[Path, Path]) -> Iterator[str]:
     yield f"# Written by `ecluse init` from {_quoted(file.name)}: {found.rows:,} rows, {len(found.columns)} columns."
     yield "# `ecluse config show` prints every setting there is, with what it is set to."
     yield ""
@@ -83,13 +97,19 @@ def _lines(found: "Inferred", file: Path) -> Iterator[str]:
     yield ""
     yield from _fields(found)
     yield ""
-    yield from _model(found)
+    yield from _model(found, keys)
     yield ""
     yield "[thresholds]"
     alerts, blocks = _budgets(found)
     yield "# The share of events that may raise an alert, and the share that may be blocked: yours to set."
     yield f"alert_budget = {alerts}"
     yield f"block_budget = {blocks}"
+    yield ""
+    yield from _bypass(found, keys[0].with_name(_DRAWS))
+    yield ""
+    yield from _labels_and_store(keys[0].with_name(_HASHES))
+    yield ""
+    yield from _loop()
     yield ""
     yield "[kafka]"
     yield "# KAFKA_BOOTSTRAP_SERVERS in the environment stands over this."
@@ -127,7 +147,7 @@ def _fields(found: "Inferred") -> Iterator[str]:
         yield f"#   {_quoted(column.name)}: {_comment(column.note)}"
 
 
-def _model(found: "Inferred") -> Iterator[str]:
+def _model(found: "Inferred", keys: tuple[Path, Path]) -> Iterator[str]:
     yield "[model]"
     yield f"# {_comment(_label_note(found))}"
     yield f"label = {_quoted(found.label)}"
@@ -138,6 +158,62 @@ def _model(found: "Inferred") -> Iterator[str]:
     yield "# The inputs of the model: every field above but id and time, unless you list some here. What is made of a field"
     yield "# has its name and a dot: .log1p of a number, .hour and .weekday of a time."
     yield f"# features = [{', '.join(map(_quoted, inputs + made))}]"
+    yield "# Workers load only what a trusted key signed. These are development keys, made here: keep the private one out of"
+    yield "# version control, and make keys of your own for production (docs/models.md)."
+    yield f"signing_key = {_quoted(str(keys[0]))}"
+    yield f"trusted_keys = [{_quoted(str(keys[1]))}]"
+
+
+def _bypass(found: "Inferred", secret: Path) -> Iterator[str]:
+    amount = next((column.name for column in found.fields if column.type == "number"), "amount")
+    yield "[bypass]"
+    yield "# A share of events may go past the model, so that its mistakes can be seen: `ecluse bypass set 2%` begins it, and"
+    yield "# nothing goes past before (docs/bypass.md). The secret draws whom: keep it out of version control, and the same on"
+    yield "# all workers."
+    yield f"secret_file = {_quoted(str(secret))}"
+    yield "# What an event is worth; those worth more than max_amount never go past, and budget is the most that may a day."
+    yield f"# amount_field = {_quoted(amount)}"
+    yield "# max_amount = 100.0"
+    yield "# budget = 1000.0"
+
+
+def _labels_and_store(hash_key: Path) -> Iterator[str]:
+    yield "[labels]"
+    yield "# Each origin of labels has a topic of its own; where two contradict each other, the first of them is believed."
+    yield '# origins = ["chargeback", "analyst"]'
+    yield "# How long after an event its outcome counts as known."
+    yield "# maturity_hours = 720.0"
+    yield ""
+    yield "[store]"
+    yield "# The training store that `ecluse store` writes: a folder, or the URL of an object store."
+    yield '# url = ".ecluse/store"'
+    yield "# Fields that never reach it, or only as a keyed hash, or with their last four characters (docs/store.md). What is"
+    yield "# forgotten is remembered by hashes of this key, which must stay the store's: keep it out of version control."
+    yield '# drop = ["email"]'
+    yield '# hash = ["card_number"]'
+    yield '# mask = ["phone"]'
+    yield f"hash_key_file = {_quoted(str(hash_key))}"
+
+
+def _loop() -> Iterator[str]:
+    yield "[monitor]"
+    yield "# `ecluse monitor` reports on each day, and asks for a new model where one no longer fits (docs/monitoring.md)."
+    yield "# What the business needs of it is yours to set; a number is not judged before."
+    yield "# recall = { warn = 0.7, alarm = 0.6 }"
+    yield "# precision = { warn = 0.3, alarm = 0.2 }"
+    yield "# More alerts than so many times those on the held-out rows; and a new model in any case."
+    yield "# alerts = { warn = 1.5, alarm = 3.0 }"
+    yield '# schedule = "every 30d"'
+    yield ""
+    yield "[trainer]"
+    yield "# `ecluse trainer` trains what is asked for, in a process with limits."
+    yield "# time_limit_minutes = 120.0"
+    yield "# memory_limit_mb = 4096"
+    yield ""
+    yield "[study]"
+    yield "# Of several candidates the smallest is taken that loses no more than this of the best one's average precision."
+    yield "# tolerance = 0.01"
+    yield "# max_size_bytes = 50000000"
 
 
 def _role(setting: str, column: str | None, what: str, otherwise: str) -> Iterator[str]:

@@ -181,3 +181,8 @@ def clock_time(when: float) -> str:
         return dt.datetime.fromtimestamp(when, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return f"{when:g}"
+
+
+def percent(share: float) -> str:
+    """A share for people: 2%, 0.05%."""
+    return f"{100 * share:.4g}%"

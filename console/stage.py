@@ -21,8 +21,8 @@ from console.process import address_in, ask, how_it_ended
 from ecluse.errors import ProcessFailed
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Each worker takes a free port. OpenMP's threads sleep where they would spin: on busy cores training takes a third.
-_ENVIRONMENT = {"ECLUSE_WORKER__METRICS_PORT": "0", "OMP_WAIT_POLICY": "passive"}
+#: Each worker and sink takes a free port. OpenMP's threads sleep where they would spin: on busy cores training takes a third.
+_ENVIRONMENT = {"ECLUSE_WORKER__METRICS_PORT": "0", "ECLUSE_STORE__METRICS_PORT": "0", "OMP_WAIT_POLICY": "passive"}
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 15.0
 _LOG_LINES = 12
@@ -53,7 +53,7 @@ class Child:
         return "The end of its log:\n" + "\n".join(f"  {line}" for line in lines) if lines else "Its log is empty."
 
     def get(self, path: str) -> tuple[int, str]:
-        """What a worker answers over HTTP: status and text; (0, "") while it does not listen."""
+        """What a worker or sink answers over HTTP: status and text; (0, "") while it does not listen."""
         return ask(address_in(self.log.read_text(encoding="utf-8", errors="replace")), path)
 
 
@@ -148,14 +148,15 @@ class Stage:
                 self.fail(f"{otherwise} after {seconds:.0f} s.")
             time.sleep(_POLL_SECONDS)
 
-    def require_done(self, child: Child) -> None:
-        """Let a process pass that runs, or ended well.
+    def require_done(self, *children: Child) -> None:
+        """Let processes pass that run, or ended well.
 
         Raises:
-            ProcessFailed: it ended with another code than 0.
+            ProcessFailed: one ended with another code than 0.
         """
-        if child.process.poll():
-            raise ProcessFailed(child.ending())
+        for child in children:
+            if child.process.poll():
+                raise ProcessFailed(child.ending())
 
     def require_running(self, *children: Child) -> None:
         """Let processes pass that run.

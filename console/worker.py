@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from typing import Annotated, Literal
 
@@ -51,6 +52,8 @@ def worker_command(
         raise typer.Exit(supervisor.run())
     if stop_at_eof:
         threading.Thread(target=_stop_at_eof, name="supervisor's pipe", daemon=True).start()
+    # Before all that takes long, until Faust takes it over: the first process of a container has no handler of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from scoring.worker import run_worker
 
     run_worker(settings, start, standby=standby)

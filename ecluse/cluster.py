@@ -1,5 +1,6 @@
 """The stream's topics and its workers' group on the cluster: make them, and hold them against what the stream needs."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,8 +29,28 @@ def create_topics(settings: Settings) -> list[str]:
         TopicsWrong: a topic that is there already is not as it must be.
         BrokerError: the broker refused to make one.
     """
+    missing = _make_missing(settings, settings.topic_specs)
+    require_topics(settings)
+    seed_offsets(settings, "earliest")
+    return missing
+
+
+def require_replays(settings: Settings) -> None:
+    """Make the topic of replays where it is missing, with as many partitions as the events have, and hold it against that.
+
+    Raises:
+        BrokerUnreachable: no broker answered.
+        TopicsWrong: it is there already, and is not as it must be.
+        BrokerError: the broker refused to make it.
+    """
+    _make_missing(settings, [settings.replays_spec])
+    if problems := _problems(settings, [settings.replays_spec]):
+        raise TopicsWrong(problems)
+
+
+def _make_missing(settings: Settings, specs: Sequence[TopicSpec]) -> list[str]:
     present = kafka.partition_counts(settings)
-    missing = [spec for spec in settings.topic_specs if spec.name not in present]
+    missing = [spec for spec in specs if spec.name not in present]
     client = kafka.admin(settings)
     if missing:
         new = [NewTopic(spec.name, spec.partitions, spec.replication, config=dict(spec.config)) for spec in missing]
@@ -40,8 +61,6 @@ def create_topics(settings: Settings) -> list[str]:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise BrokerError(f"The broker refused to make {name}: {error.args[0].str()}.") from error
         _await_visible(settings, [spec.name for spec in missing])
-    require_topics(settings)
-    seed_offsets(settings, "earliest")
     return [spec.name for spec in missing]
 
 
@@ -71,10 +90,14 @@ def require_topics(settings: Settings) -> None:
 
 def check_topics(settings: Settings) -> list[str]:
     """One sentence for each fault of the topics; none where all is well."""
+    return _problems(settings, settings.topic_specs)
+
+
+def _problems(settings: Settings, specs: Sequence[TopicSpec]) -> list[str]:
     present = kafka.partition_counts(settings)
     problems = []
     there = []
-    for spec in settings.topic_specs:
+    for spec in specs:
         count = present.get(spec.name)
         if count is None:
             problems.append(f"The topic {spec.name} is missing: `ecluse topics create` makes it.")

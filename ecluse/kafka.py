@@ -1,6 +1,8 @@
 """Kafka clients with the defaults that Écluse needs, made from the settings."""
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +14,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.errors import BrokerUnreachable
-from ecluse.settings import KafkaSettings, Settings
+from ecluse.sections import KafkaSettings, WorkerSettings
+from ecluse.settings import Settings
 
 #: How long a call to the cluster may take before the cluster counts as unreachable, in seconds.
 PATIENCE = 10.0
@@ -85,6 +88,32 @@ def consumer_config(settings: Settings, group: str) -> Config:
         "fetch.wait.max.ms": 10,
         "fetch.message.max.bytes": settings.topics.max_message_bytes + HEADROOM_BYTES,
     }
+
+
+def membership(worker: WorkerSettings, group: str) -> Config:
+    """How a worker is a member of its group. With KIP-848 the broker holds the session and picks the partitions."""
+    session = worker.session_timeout_seconds
+    config: Config = {
+        "max.poll.interval.ms": max(600_000, int(session * 1e3)),
+        "queued.min.messages": 100_000,
+        "queued.max.messages.kbytes": 64 * 1024,
+        # A partition's share of an answer. With more, a backlog is read in long runs of one partition, and the others wait.
+        "fetch.message.max.bytes": 512 * 1024,
+    }
+    if worker.static_member:
+        config["group.instance.id"] = f"{group}-{worker.slot}"
+    if worker.group_protocol == "consumer":
+        return config | {"group.protocol": "consumer"}
+    return config | {
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": int(session * 1e3),
+        "heartbeat.interval.ms": min(500, int(session * 1e3 / 3)),  # a partition that moves waits for heartbeats
+    }
+
+
+def member_name() -> str:
+    """This process among all members of its group: host and pid."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def offsets_config(settings: Settings) -> Config:

@@ -38,8 +38,7 @@ class Telemetry:
     """The metrics of one worker, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        registry = self.registry
+        self.registry = registry = CollectorRegistry()
         self.events = Counter(
             "ecluse_events",
             "Events taken, by what came of each: prediction or dead_letter.",
@@ -49,10 +48,13 @@ class Telemetry:
         self.predictions = Counter(
             "ecluse_predictions", "Predictions made.", ["model", "version", "arm", "decision"], registry=registry
         )
+        self.bypassed = Counter("ecluse_bypassed", "Events that went past the model.", registry=registry)
+        self.bypass_share = Gauge("ecluse_bypass_share", "The share that goes past the model.", registry=registry)
         self.alerts = Counter("ecluse_alerts", "Alerts raised.", ["severity"], registry=registry)
         self.dead_letters = Counter(
             "ecluse_dead_letters", "Records that could not be scored.", ["stage"], registry=registry
         )
+        self.profiles = Counter("ecluse_profiles", "Profiles made for the monitor.", registry=registry)
         self.batch_size = Histogram(
             "ecluse_batch_size",
             "Events in one model call.",
@@ -71,8 +73,18 @@ class Telemetry:
         self.model_info = Gauge(
             "ecluse_model_info", "The model that scores: 1.", ["model", "version", "sha256"], registry=registry
         )
-        self.model_load = Gauge(
-            "ecluse_model_load_seconds", "Time that loading and warming the model took.", registry=registry
+        self.model_load = Gauge("ecluse_model_load_seconds", "Time to load and warm the model.", registry=registry)
+        self.model_swaps = Counter("ecluse_model_swaps", "Models that took the place of another.", registry=registry)
+        self.model_failures = Counter(
+            "ecluse_model_failures",
+            "Attempts to bring a routed version into service that failed, by the step at which they did.",
+            ["step"],
+            registry=registry,
+        )
+        self.model_degraded = Gauge(
+            "ecluse_model_degraded",
+            "1 while the routed version does not serve and an older one goes on.",
+            registry=registry,
         )
 
     def exposition(self) -> bytes:

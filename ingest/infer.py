@@ -360,6 +360,9 @@ class _Judge:
     def _unusable_text(self, facts: Facts) -> str | None:
         filled = self._look.rows - facts.blanks
         if facts.distinct > max(_MOST_CATEGORIES, filled / 2):
+            spaces = self._look.values(facts).cast(pl.String).str.contains(" ", literal=True).any()
+            if facts.distinct > 0.9 * filled and not spaces:
+                return "another text on almost every row: if it is the event's id, say so with --id"
             return f"free text: {_about(facts.distinct)} different texts in {filled:,} rows"
         length = self._look.values(facts).cast(pl.String).str.len_chars().mean()
         if isinstance(length, float) and length > _LONG_TEXT:

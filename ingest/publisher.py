@@ -46,6 +46,7 @@ class Publisher:
 
     Args:
         settings: the stream and its cluster.
+        topic: another topic of the stream, as for labels; the events topic where empty.
         source: the CloudEvents source, a URI reference that names the service; ``/<stream>`` where empty.
         kind: the CloudEvents type; ``ecluse.<stream>.event`` where empty.
         encoding: the events' format; JSON can be read by any consumer.
@@ -57,6 +58,7 @@ class Publisher:
         self,
         settings: Settings,
         *,
+        topic: str = "",
         source: str = "",
         kind: str = "",
         encoding: Encoding = "json",
@@ -66,7 +68,7 @@ class Publisher:
         if max_unconfirmed < 1:
             raise ValueError("max_unconfirmed must be 1 or more")
         self.settings = settings
-        self.topic = settings.names.events
+        self.topic = topic or settings.names.events
         self.source = source or f"/{settings.stream.name}"
         self.kind = kind or f"{settings.names.prefix}event"
         self._encode = encoder(encoding)
@@ -94,7 +96,7 @@ class Publisher:
 
         Raises:
             BrokerUnreachable: no broker answered.
-            TopicsWrong: there is no events topic.
+            TopicsWrong: there is no such topic.
         """
         present = await asyncio.to_thread(kafka.partition_counts, self.settings)
         if self.topic not in present:
@@ -147,8 +149,10 @@ class Publisher:
             await self._hand_over(key.encode() if isinstance(key, str) else key, self._encoded(event), headers, future)
         return await future
 
-    async def publish_encoded(self, records: Iterable[tuple[bytes | None, bytes]]) -> None:
-        """Publish keys and encoded values without headers, as fast as the broker takes them.
+    async def publish_encoded(
+        self, records: Iterable[tuple[bytes | None, bytes]], headers: list[tuple[str, Any]] | None = None
+    ) -> None:
+        """Publish keys and encoded values, all with the same `headers` or none, as fast as the broker takes them.
 
         Returns when the last one is handed over, not confirmed: `confirmed` counts, and `flush` waits.
 
@@ -160,7 +164,7 @@ class Publisher:
             while part := list(islice(remaining, _SLICE)):
                 self._raise_refused()
                 for key, value in part:
-                    await self._hand_over(key, value, None, None)
+                    await self._hand_over(key, value, headers, None)
                 await asyncio.sleep(0)
 
     async def flush(self) -> None:
@@ -177,7 +181,7 @@ class Publisher:
         self._raise_refused()
         if self.unconfirmed:
             raise DeliveryError(
-                self.topic, f"{self.unconfirmed:,} events were not confirmed within {self._flush_seconds:g} s."
+                self.topic, f"{self.unconfirmed:,} records were not confirmed within {self._flush_seconds:g} s."
             )
 
     async def __aexit__(

@@ -15,7 +15,8 @@ from ecluse import tables
 from ecluse.contract.codecs import encoder
 from ecluse.contract.schema import Field, FieldType
 from ecluse.errors import DataError
-from ecluse.settings import Settings, StreamSettings
+from ecluse.sections import StreamSettings
+from ecluse.settings import Settings
 from ingest.publisher import Publisher
 
 #: Rows that are read and turned into events at a time.
@@ -65,16 +66,17 @@ class Replay:
         self.pace = pace
         self.stream = settings.stream
         frame = tables.scan(path, self.stream.texts)
-        self._schema = tables.columns(frame, path)
-        self.fields = _fields_in_file(self.stream, self._schema, path)
+        #: The file's columns and their types.
+        self.columns = tables.columns(frame, path)
+        self.fields = _fields_in_file(self.stream, self.columns, path)
         time_field = self.stream.time_field
         if since or until or pace.speed:
-            if time_field is None or time_field not in self._schema:
+            if time_field is None or time_field not in self.columns:
                 raise DataError(
                     f"--since, --until and --speed need the events' times: stream.time_field is {time_field or 'not set'}"
                     f"{f', and {path} has no such column' if time_field else ''}."
                 )
-            frame = frame.with_columns(_utc(time_field, self._schema[time_field]).alias(_TIME))
+            frame = frame.with_columns(_utc(time_field, self.columns[time_field]).alias(_TIME))
             frame = tables.between(frame, _TIME, since, until)
         self._frame = frame if limit is None else frame.head(limit)
         self.total = self._count()
@@ -102,8 +104,8 @@ class Replay:
         tell = progress or (lambda _: None)
         clock = asyncio.get_running_loop().time
         start, sent, first = clock(), 0, None
-        for batch in self._batches():
-            records = _records(batch, self.fields, self.stream.key_field)
+        for batch in self.batches():
+            records = self.records(batch)
             if first is None and self.pace.speed:
                 first = batch[_TIME].drop_nulls().min()
             due = start + self._due(batch, sent, first)
@@ -119,14 +121,19 @@ class Replay:
         await publisher.flush()
         tell(publisher.confirmed)
 
-    def _batches(self) -> Iterator[pl.DataFrame]:
+    def records(self, batch: pl.DataFrame) -> list[tuple[bytes | None, bytes]]:
+        """The key and the JSON value of each row, as they are published."""
+        return _records(batch, self.fields, self.stream.key_field)
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """The rows in the file's order, `BATCH_ROWS` at a time: the columns that the stream names.
+
+        Raises:
+            DataError: the file turned out to be broken.
+        """
         needed = dict.fromkeys([*self.fields, *([self.stream.key_field] if self.stream.key_field else [])])
         columns = [*needed, *([_TIME] if self.pace.speed else [])]
-        batches = self._frame.select(columns).collect_batches(chunk_size=BATCH_ROWS, lazy=True, engine="streaming")
-        try:
-            yield from batches
-        except (PolarsError, OSError) as error:
-            raise DataError(f"{self.path} cannot be read to its end: {error}.") from error
+        return in_batches(self._frame.select(columns), self.path)
 
     def _due(self, batch: pl.DataFrame, sent: int, first: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Seconds after the start at which each row is due, never falling."""
@@ -137,6 +144,18 @@ class Replay:
             passed = (batch[_TIME] - first).dt.total_microseconds().fill_null(strategy="forward").fill_null(0)
             return np.maximum.accumulate(passed.to_numpy().astype(np.float64) / 1e6 / self.pace.speed)
         return np.zeros(batch.height)
+
+
+def in_batches(frame: pl.LazyFrame, path: Path) -> Iterator[pl.DataFrame]:
+    """A file's rows in its order, `BATCH_ROWS` at a time.
+
+    Raises:
+        DataError: the file turned out to be broken.
+    """
+    try:
+        yield from frame.collect_batches(chunk_size=BATCH_ROWS, lazy=True, engine="streaming")
+    except (PolarsError, OSError) as error:
+        raise DataError(f"{path} cannot be read to its end: {error}.") from error
 
 
 def _fields_in_file(stream: StreamSettings, schema: pl.Schema, path: Path) -> dict[str, Field]:
@@ -161,18 +180,18 @@ def _fields_in_file(stream: StreamSettings, schema: pl.Schema, path: Path) -> di
 def _records(batch: pl.DataFrame, fields: dict[str, Field], key_field: str | None) -> list[tuple[bytes | None, bytes]]:
     """A key and a JSON value for each row; what is blank is left out."""
     encode = encoder("json")
-    columns = [_column(batch[name], field.type) for name, field in fields.items()]
+    columns = [cells(batch[name], field.type) for name, field in fields.items()]
     rows = (dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True))
     if any(None in column for column in columns):
         rows = ({name: cell for name, cell in row.items() if cell is not None} for row in rows)
     values = [encode(row) for row in rows]
     if key_field is None:
         return [(None, value) for value in values]
-    keys = _column(batch[key_field], FieldType.TEXT)
+    keys = cells(batch[key_field], FieldType.TEXT)
     return [(None if key is None else str(key).encode(), value) for key, value in zip(keys, values, strict=True)]
 
 
-def _column(series: pl.Series, kind: FieldType) -> Column:
+def cells(series: pl.Series, kind: FieldType) -> Column:
     """A column's values as an event carries them: of the declared type where that loses nothing, else as they are."""
     dtype = series.dtype
     if dtype.is_float():

@@ -1,6 +1,7 @@
 """The training file as rows in time order with their truth, and the held-out slice: the latest in time, never shuffled."""
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +14,30 @@ from ecluse.errors import DataError, ModelRefused
 from ecluse.model.features import seconds_of
 from ecluse.settings import Settings
 
+#: The columns of a training set by which it is known, and of which a training takes the weight and the entity.
+_OF_A_SET = ("weight", "entity", "unit", "label_origin")
 _TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
 @dataclass(frozen=True)
 class Rows:
     """Labelled rows in time order: the declared fields that the file has, the truth (0 or 1), and the times in seconds
-    since 1970 (None without `stream.time_field`). `notes` says what was left out or assumed, a sentence each."""
+    since 1970 (None without `stream.time_field`). `notes` says what was left out or assumed, a sentence each. `weights` are how
+    many events each row stands for: 1 but in a training set. `entities` numbers whose the rows are, None where the file does
+    not say; a row that lacks it is of nobody else's."""
 
     frame: pl.DataFrame
     labels: NDArray[np.int8]
     times: NDArray[np.float64] | None
     notes: tuple[str, ...]
+    weights: NDArray[np.float64]
+    entities: NDArray[np.int64] | None
 
     def part(self, part: slice) -> "Rows":
         """A stretch of the rows."""
         times = None if self.times is None else self.times[part]
-        return Rows(self.frame[part], self.labels[part], times, self.notes)
+        entities = None if self.entities is None else self.entities[part]
+        return Rows(self.frame[part], self.labels[part], times, self.notes, self.weights[part], entities)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,10 +63,12 @@ def read_rows(settings: Settings, file: Path, since: dt.datetime | None, until: 
     label, time = settings.model.label, settings.stream.time_field
     if label not in present:
         raise DataError(f"{file} has no column '{label}', which model.label names.")
+    weight, entity = _own_columns(settings, present)
     required = [name for name, field in settings.stream.fields.items() if field.required and name not in present]
-    if required:
+    if required and weight is None:  # what a training set lacks did not reach the store
         raise DataError(f"{file} lacks the required fields {', '.join(required)} (stream.fields).")
-    wanted = dict.fromkeys([*(name for name in settings.stream.fields if name in present), label])
+    ours = [name for name in (weight, entity) if name]
+    wanted = dict.fromkeys([*(name for name in settings.stream.fields if name in present), label, *ours])
     frame = tables.collect(scanned.select(list(wanted)), file)
     texts = [name for name in settings.stream.texts if name in present and not present[name].is_nested()]
     frame = frame.with_columns(tables.as_texts(frame[name]) for name in texts)
@@ -71,7 +81,7 @@ def read_rows(settings: Settings, file: Path, since: dt.datetime | None, until: 
         keep &= times >= epoch(since) if since else True
         keep &= times < epoch(until) if until else True
     notes = []
-    labels = _labels(frame[label].filter(pl.Series(keep)), settings.model.positive, label)
+    labels = truth(frame[label].filter(pl.Series(keep)), settings.model.positive, label)
     if blanks := int((labels < 0).sum()):
         notes.append(f"{blanks:,} rows have no label and were left out.")
     kept = np.flatnonzero(keep)[labels >= 0]
@@ -85,11 +95,57 @@ def read_rows(settings: Settings, file: Path, since: dt.datetime | None, until: 
         times = times[kept][order]
         if unknown := int(np.isnan(times).sum()):
             notes.append(f"{unknown:,} rows have no time and were put before all others.")
-    return Rows(frame[kept[order]], labels[order], times, tuple(notes))
+    frame = frame[kept[order]]
+    weights = np.ones(len(order)) if weight is None else _weights(frame[weight], file)
+    if weight is not None:
+        notes.append(f"The rows are weighted: {len(order):,} of them stand for {weights.sum():,.0f} events.")
+    entities = None if entity is None else _numbered(frame[entity])
+    return Rows(frame, labels[order], times, tuple(notes), weights, entities)
 
 
-def _labels(column: pl.Series, positive: str | None, name: str) -> NDArray[np.int8]:
-    """The truth, shape (n,): 1, 0, and -1 where the column is blank."""
+def own_column(name: str, taken: Collection[str]) -> str:
+    """A column of ours beside those of others: with an underscore behind it as long as one has its name."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _own_columns(settings: Settings, present: Collection[str]) -> tuple[str | None, str | None]:
+    """The columns of the weight and of whose a row is, None where the file does not say.
+
+    A file with all columns by which a training set is known is one; any other's `weight` is none of ours.
+    """
+    taken = {*settings.stored_fields, settings.model.label}
+    of_set = {name: own_column(name, taken) for name in _OF_A_SET}
+    if set(of_set.values()) <= set(present):
+        return of_set["weight"], of_set["entity"]
+    key = settings.stream.key_field
+    return None, key if key in present else None
+
+
+def _weights(column: pl.Series, file: Path) -> NDArray[np.float64]:
+    """The weights of a training set, shape (n,)."""
+    weights = column.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    if bad := int((~(np.isfinite(weights) & (weights > 0))).sum()):
+        raise DataError(
+            f"The column '{column.name}' of {file} holds no weight in {bad:,} rows: one is a number above 0."
+        )
+    return weights
+
+
+def _numbered(names: pl.Series) -> NDArray[np.int64]:
+    """A number for each name, shape (n,), and one of its own for each row without a name."""
+    numbers = names.cast(pl.String).rank("dense").cast(pl.Int64)
+    alone = int(numbers.max() or 0) + 1  # type: ignore[arg-type]
+    return numbers.fill_null(pl.int_range(alone, alone + len(names), eager=True)).to_numpy()
+
+
+def truth(column: pl.Series, positive: str | None, name: str) -> NDArray[np.int8]:
+    """The truth, shape (n,): 1, 0, and -1 where the column is blank.
+
+    Raises:
+        ModelRefused: it is not one of two classes.
+    """
     if column.dtype.is_float():
         column = column.fill_nan(None)
     texts = column.cast(pl.String).str.strip_chars().replace("", None)
@@ -114,8 +170,8 @@ def _labels(column: pl.Series, positive: str | None, name: str) -> NDArray[np.in
         raise ModelRefused(
             f"The label '{name}' has one class only ({shown or 'it is blank throughout'}): nothing can be learnt from it."
         )
-    truth = texts.replace_strict(codes, default=-1, return_dtype=pl.Int8)
-    return truth.fill_null(-1).to_numpy().astype(np.int8)
+    known = texts.replace_strict(codes, default=-1, return_dtype=pl.Int8)
+    return known.fill_null(-1).to_numpy().astype(np.int8)
 
 
 def hold_out(rows: Rows, share: float, since: dt.datetime | None) -> tuple[Rows, Rows]:
@@ -135,7 +191,7 @@ def hold_out(rows: Rows, share: float, since: dt.datetime | None) -> tuple[Rows,
             # Rows of one moment stay together, so that the slice is truly later.
             cut = int((~(rows.times >= rows.times[cut])).sum()) or cut
     parts = rows.part(slice(cut)), rows.part(slice(cut, None))
-    for part, what in zip(parts, ("rows to train on", "held-out rows, the latest"), strict=True):
+    for part, what in zip(parts, ("rows to train on", "held-out rows"), strict=True):
         positives = int(part.labels.sum())
         if positives in (0, len(part)):
             raise ModelRefused(

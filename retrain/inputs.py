@@ -63,7 +63,7 @@ def _unusable(field: str, schema: EventSchema, frame: pl.DataFrame) -> str | Non
 
 def _feature(name: str, schema: EventSchema, frame: pl.DataFrame) -> Feature:
     if name in schema.fields:
-        field, transform = name, _usual_transform(name, schema)
+        field, transform = name, usual_transform(name, schema)
     else:
         field, _, wanted = name.rpartition(".")
         transform = next((known for known in get_args(Transform) if known == wanted), None)
@@ -78,7 +78,8 @@ def _feature(name: str, schema: EventSchema, frame: pl.DataFrame) -> Feature:
     return Feature(name, field, transform, categories=tuple(frequent["text"].to_list()))
 
 
-def _usual_transform(field: str, schema: EventSchema) -> Transform | None:
+def usual_transform(field: str, schema: EventSchema) -> Transform | None:
+    """What is made of a field where nothing is said; None of a time, which is no input by itself."""
     match schema.fields[field].type:
         case FieldType.TEXT:
             return "category"

@@ -1,21 +1,17 @@
 """The model that scores the stream: which one the route names, loaded and warm."""
 
-import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecluse.contract.records import Arm, Decision
-from ecluse.errors import ModelError, ModelNotFound, ModelRefused
-from ecluse.model.registry import read_registry
-from ecluse.model.runtime import Model, load_model
-from ecluse.model.store import ModelStore
+from ecluse.contract.records import Arm, Decision, Release, Route
+from ecluse.errors import ModelError, ModelRefused
+from ecluse.model.artefact import Progress, load_model
+from ecluse.model.runtime import Model
 from ecluse.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
@@ -44,6 +40,11 @@ class Champion:
             Verdict(Decision.REVIEW, limits.review),
             Verdict(Decision.BLOCK, limits.block),
         )
+
+    def levels(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which of the `verdicts` each score has, shape (n,)."""
+        limits = self.arm.thresholds
+        return (scores >= limits.review).astype(np.int64) + (scores >= limits.block)
 
     @property
     def name(self) -> str:
@@ -80,41 +81,38 @@ class Champion:
             ) from cause
 
 
-def routed_champion(settings: Settings, loaded: Champion) -> Champion:
-    """The champion that the route names now: `loaded`, where the route is as it was.
+def single_champion(route: Route) -> Arm:
+    """The champion of a route that names nobody else.
 
     Raises:
-        BrokerError: the route could not be read.
-        ModelNotFound, ModelRefused: as `load_champion`.
+        ModelRefused: it names challengers or shadows, or gives the champion a share: scoring without them would be another
+            route than the one that was asked for.
     """
-    routed = read_registry(settings).routes.get(settings.model_name)
-    return loaded if routed is not None and routed.revision == loaded.revision else load_champion(settings)
+    champion = route.champion
+    if len(route.arms) > 1 or route.shadows or champion.share != 1.0:
+        raise ModelRefused(f"The route of model {route.name} names an experiment, and this worker runs none.")
+    return champion
 
 
-def load_champion(settings: Settings) -> Champion:
-    """Load and warm the version that the route names.
+def load_champion(
+    settings: Settings, arm: Arm, revision: int, release: Release, before: Champion | None, progress: Progress
+) -> Champion:
+    """The arm's version, loaded and warm.
 
-    Raises:
-        ModelNotFound: no route names a model for this stream yet.
-        ModelRefused: the artefact is not what was released, or does not fit the stream.
+    Args:
+        settings: the stream's.
+        arm: the champion of a route.
+        revision: the route's.
+        release: of the arm's version.
+        before: what scores meanwhile; of the same version, its model is taken as it is.
+        progress: told of the bytes that are fetched, and of all.
+
+    Raises: as `ecluse.model.artefact.load_model`.
     """
-    registry = read_registry(settings)
-    routed = registry.routes.get(settings.model_name)
-    if routed is None:
-        raise ModelNotFound(f"No model scores stream {settings.stream.name} yet: `ecluse model train FILE` makes one.")
-    arm = routed.route.champion
-    release = registry.releases.get((settings.model_name, arm.version))
-    if release is None:
-        raise ModelNotFound(
-            f"The route names version {arm.version} of {settings.model_name}, which was never released."
-        )
+    sha256 = release.manifest_sha256
+    if before is not None and before.sha256 == sha256:
+        return replace(before, arm=arm, revision=revision)
     started = time.perf_counter()
-    schema = settings.stream.schema_of_events()
-    try:
-        model = load_model(ModelStore.of(settings), settings.model_name, arm.version, schema, release)
-    except ModelNotFound as error:
-        raise ModelRefused(f"The route names a version that the store does not hold: {error}") from error
-    model.warm()
-    took = time.perf_counter() - started
-    logger.info("model %s version %d is warm after %.2f s", model.name, model.version, took)
-    return Champion(model, arm, routed.revision, release.manifest_sha256, took)
+    beside = before.model.manifest.memory_bytes if before else 0
+    model = load_model(settings, arm.version, release, beside=beside, progress=progress)
+    return Champion(model, arm, revision, sha256, time.perf_counter() - started)

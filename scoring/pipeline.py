@@ -1,34 +1,38 @@
 """The path of a chunk, from bytes to the records that come of it. Start reading here.
 
-    decode and validate -> features -> score -> decide -> alert with reasons -> encode
+    decode and validate -> assign arms -> features -> score -> decide -> alert with reasons -> encode -> count
 
 What comes before (fetch) and after (produce, confirm, commit) is the transport's. A record that fails at any stage becomes
 a dead letter and the rest goes on: every record gives exactly one prediction or one dead letter.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ecluse.bisect import by_halves
 from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
-from ecluse.contract.records import Alert, Decision, Prediction, Source
+from ecluse.contract.records import BYPASS, Alert, Decision, Prediction, Source
 from ecluse.contract.topics import HEADROOM_BYTES
+from ecluse.deadletters import DeadLetters
 from ecluse.errors import RecordError, Stage
+from ecluse.events import LONGEST_NAME, Decoder, FiniteNumbers, Row
 from ecluse.settings import Settings
 from ecluse.telemetry import Telemetry
 from ecluse.transport.ledger import Chunk, Output
 from scoring.alerts import Explainer, severity
-from scoring.bisect import by_halves
+from scoring.arms import Bypass, Samples
 from scoring.champion import Champion, Verdict
-from scoring.deadletters import DeadLetters
-from scoring.decode import LONGEST_NAME, Decoder, Row
-from scoring.validate import FiniteNumbers
+from scoring.profiles import Batch, Profiles
 
 Matrix = NDArray[np.float32]
 Scores = NDArray[np.float64]
+#: A row, its score (None: it went past the model), and what was decided.
+Decided = tuple[Row, float | None, Verdict]
 
 
 class Pipeline:
@@ -39,6 +43,7 @@ class Pipeline:
         champion: the model that scores, its arm and the route's revision.
         worker: this worker's name, in the dead letters' headers.
         telemetry: where it counts.
+        profiles: counts what comes of each chunk, for the monitor.
         clock: the time of day, in seconds since 1970.
     """
 
@@ -48,6 +53,7 @@ class Pipeline:
         champion: Champion,
         worker: str,
         telemetry: Telemetry,
+        profiles: Profiles | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         schema = settings.stream.schema_of_events()
@@ -60,9 +66,14 @@ class Pipeline:
         self._encode = encoder(settings.stream.encoding)
         self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
         self._telemetry = telemetry
+        self._profiles = profiles
+        self._rejected: list[Row] = []
         self._clock = clock
         self._settings, self._schema = settings, schema
+        self._samples = Samples(settings, schema)
+        self._times: deque[float] = deque(maxlen=31)
         self.serve(champion)
+        self.obey(Bypass(settings))
 
     @property
     def champion(self) -> Champion:
@@ -70,12 +81,29 @@ class Pipeline:
         return self._champion
 
     def serve(self, champion: Champion) -> None:
-        """Score with this model from now on. To be called only while no chunk is scored."""
+        """Score with this model from the next chunk on: to be called between two."""
         self._champion = champion
+        if self._profiles is not None:
+            self._profiles.serve(champion)
+        self.serves_since = time.monotonic()
         self._explainer = Explainer(champion.model, self._schema, self._settings.stream.visible)
         self._telemetry.model_info.clear()
         self._telemetry.model_info.labels(champion.name, str(champion.version), champion.sha256).set(1)
         self._telemetry.model_load.set(champion.load_seconds)
+
+    @property
+    def bypass(self) -> Bypass:
+        """The switch that says who goes past the model."""
+        return self._bypass
+
+    def obey(self, bypass: Bypass) -> None:
+        """Let go past whom this switch says from the next chunk on: to be called between two."""
+        self._bypass = bypass
+        self._telemetry.bypass_share.set(bypass.share)
+
+    def last_times(self) -> list[float]:
+        """The times of some of the last events: where the stream stands on its own clock. May be called from any thread."""
+        return list(self._times)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[list[Output]]:
         """The records that come of each chunk, in the order of its events. All chunks share one model call.
@@ -84,13 +112,19 @@ class Pipeline:
             ModelError: the model fails on every row, its own usual values too: the worker must stop, uncommitted.
         """
         outputs: list[list[Output]] = [[] for _ in chunks]
+        self._rejected = []
         rows = self._decode(chunks, outputs)
         rows = self._validate(rows)
+        rows, past = self._assign(rows)
         rows, matrix = self._features(rows)
         rows, matrix, scores = self._score(rows, matrix)
-        verdicts = self._decide(scores)
-        self._predict(rows, scores, verdicts)
+        levels = self._champion.levels(scores)
+        verdicts = self._decide(levels)
+        arrived = np.array([row.record.timestamp()[1] for row in (*rows, *past)], dtype=np.float64) / 1e3
+        self._predict(rows, scores, verdicts, past, arrived)
         self._alert(rows, matrix, scores, verdicts)
+        if self._profiles is not None:
+            self._profiles.count(chunks, outputs, Batch(rows, past, self._rejected, matrix, scores, levels, arrived))
         return outputs
 
     def _decode(self, chunks: Sequence[Chunk], outputs: Sequence[list[Output]]) -> list[Row]:
@@ -109,6 +143,16 @@ class Pipeline:
     def _validate(self, rows: list[Row]) -> list[Row]:
         """What the struct's types do not say."""
         return self._without(rows, Stage.VALIDATE, self._finite.errors([row.event for row in rows]))
+
+    def _assign(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+        """The rows for the model, and those that go past it, with a sample of each."""
+        if not self._bypass.share:
+            return rows, []
+        rows, past = self._bypass.split(rows)
+        for row in past:
+            row.outputs.append(self._samples(row, self._champion.revision, self._bypass.revision))
+        self._telemetry.bypassed.inc(len(past))
+        return rows, past
 
     def _features(self, rows: list[Row]) -> tuple[list[Row], Matrix]:
         """The model's inputs, shape (rows, features), by the code that computed them for training."""
@@ -130,22 +174,27 @@ class Pipeline:
             return self._without(rows, Stage.SCORE, errors), matrix[:0], np.empty(0)
         return self._without(rows, Stage.SCORE, errors), np.delete(matrix, list(errors), axis=0), np.concatenate(blocks)
 
-    def _decide(self, scores: Scores) -> list[Verdict]:
+    def _decide(self, levels: NDArray[np.int64]) -> list[Verdict]:
         """By the thresholds of the champion's arm."""
-        champion, limits = self._champion, self._champion.arm.thresholds
-        levels = (scores >= limits.review).astype(np.int64) + (scores >= limits.block)
-        verdicts = champion.verdicts
+        champion, verdicts = self._champion, self._champion.verdicts
         for verdict, count in zip(verdicts, np.bincount(levels, minlength=len(verdicts)).tolist(), strict=True):
             labels = (champion.name, str(champion.version), champion.arm.name, verdict.decision.value)
             self._telemetry.predictions.labels(*labels).inc(count)
         return [verdicts[level] for level in levels.tolist()]
 
-    def _predict(self, rows: Sequence[Row], scores: Scores, verdicts: Sequence[Verdict]) -> None:
-        """One prediction a row."""
+    def _predict(
+        self, rows: Sequence[Row], scores: Scores, verdicts: Sequence[Verdict], past: Sequence[Row], arrived: Scores
+    ) -> None:
+        """One prediction a row, in the order of the events. Those that went past the model are allowed, without a score."""
         now, champion, topic = self._clock(), self._champion, self._topics.predictions
         model, version, arm, share = champion.name, champion.version, champion.arm.name, champion.arm.share
-        revision, encode, headers = champion.revision, self._encode, self._headers
-        for row, score, (decision, threshold) in zip(rows, scores.tolist(), verdicts, strict=True):
+        revision, switch, encode, headers = champion.revision, self._bypass.revision, self._encode, self._headers
+        decided: Iterable[Decided] = zip(rows, scores.tolist(), verdicts, strict=True)
+        if past:
+            allowed = champion.verdicts[0]
+            decided = sorted([*decided, *((row, None, allowed) for row in past)], key=_offset)
+            self._telemetry.predictions.labels(model, str(version), BYPASS, Decision.ALLOW.value).inc(len(past))
+        for row, score, (decision, threshold) in decided:
             prediction = Prediction(
                 row.id,
                 row.entity,
@@ -153,18 +202,21 @@ class Pipeline:
                 now,
                 model,
                 version,
-                arm,
-                share,
+                BYPASS if score is None else arm,
+                row.propensity if score is None else row.propensity * share,
                 score,
                 decision,
                 threshold,
                 revision,
                 row.source,
+                switch,
             )
             row.outputs.append(Output(topic, row.record.key(), encode(prediction), headers))
-        self._telemetry.events.labels(self._topics.events, "prediction").inc(len(rows))
-        if rows:
-            self._telemetry.latency.observe(now - np.array([row.record.timestamp()[1] for row in rows]) / 1e3)
+        made = [*rows, *past]
+        self._telemetry.events.labels(self._topics.events, "prediction").inc(len(made))
+        if made:
+            self._times.append(made[len(made) // 2].time)
+            self._telemetry.latency.observe(now - arrived)
 
     def _alert(self, rows: Sequence[Row], matrix: Matrix, scores: Scores, verdicts: Sequence[Verdict]) -> None:
         """An alert for each row that is reviewed or blocked, with the inputs that moved its score most."""
@@ -208,9 +260,15 @@ class Pipeline:
         return [row for i, row in enumerate(rows) if i not in errors]
 
     def _reject(self, row: Row, error: RecordError) -> None:
+        self._rejected.append(row)
         row.outputs.append(self._dead_letter(row.record, row.source, error))
         self._telemetry.dead_letters.labels(error.stage.value).inc()
         self._telemetry.events.labels(self._topics.events, "dead_letter").inc()
+
+
+def _offset(decided: Decided) -> int:
+    """Where an event stands: by it the rows of a chunk come into their order again."""
+    return decided[0].source.offset
 
 
 def _record_error(stage: Stage, error: Exception) -> RecordError:

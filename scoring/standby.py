@@ -4,7 +4,6 @@ Outside it costs the group nothing: no partition moves, and what it loads and wa
 """
 
 import asyncio
-import gc
 import logging
 import random
 import threading
@@ -14,15 +13,12 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
 
-from confluent_kafka import KafkaException
-
 from ecluse.cluster import LagReader
-from ecluse.errors import BrokerError, BrokerUnreachable, ModelError
-from ecluse.settings import Settings, WorkerSettings
+from ecluse.errors import BrokerUnreachable
+from ecluse.sections import WorkerSettings
+from ecluse.settings import Settings
 from ecluse.transport.driver import ChunkConsumer
-from scoring.champion import routed_champion
 from scoring.health import Health
-from scoring.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +29,6 @@ LOOK_SECONDS = 1.0
 LOOKS = 4
 #: Drained is a backlog of so much of what makes it join.
 DRAINED = 0.1
-#: How often it asks, while it waits, whether another model is routed by now.
-RENEW_SECONDS = 30.0
 #: Workers that settle at the same time leave at different ones: after the settling time, or up to so many times as long.
 SPREAD = 2.0
 #: How long entering or leaving may take (leaving ends the process before that), and the last look when the process ends.
@@ -134,18 +128,15 @@ class Standby(threading.Thread):
 
     Args:
         settings: the stream's.
-        pipeline: what scores; while it waits, a model that is newly routed takes the place of the one that it has.
         health: where it says that it waits.
     """
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, health: Health) -> None:
+    def __init__(self, settings: Settings, health: Health) -> None:
         super().__init__(name="ecluse-standby", daemon=True)
-        self._settings, self._pipeline, self._health = settings, pipeline, health
+        self._settings, self._health = settings, health
         self._gate = Gate(settings.worker, random.Random())  # noqa: S311 - no secret
         self._closing = threading.Event()
         self._blind = False
-        self._renewed_at = time.monotonic()
-        self._not_renewed = ""
 
     def begin(self, consumer: ChunkConsumer) -> None:
         """Start to look; called by the app when it could enter its group."""
@@ -192,8 +183,6 @@ class Standby(threading.Thread):
         why = self._gate.decide(now, inside=not waits, alone=alone)
         if self._consumer.should_stop:
             return
-        if waits and (why or (now and time.monotonic() - self._renewed_at > RENEW_SECONDS)):
-            self._renew()
         if why and waits:
             logger.info("joins: %s", why)
             self._health.progress = self._consumer.owner.progress
@@ -204,21 +193,6 @@ class Standby(threading.Thread):
             self._on_loop(self._consumer.leave())
             self._health.waits = True
             self._health.progress = None
-
-    def _renew(self) -> None:
-        """Load what is routed now. Where that cannot be, the model that is there scores, as in every worker that runs."""
-        try:
-            champion = routed_champion(self._settings, self._pipeline.champion)
-        except (BrokerError, KafkaException, ModelError) as error:
-            if str(error) != self._not_renewed:
-                self._not_renewed = str(error)
-                logger.warning("the standby keeps version %d of the model: %s", self._pipeline.champion.version, error)
-        else:
-            if champion is not self._pipeline.champion:
-                self._pipeline.serve(champion)
-                gc.collect()
-                gc.freeze()
-        self._renewed_at = time.monotonic()
 
     def _on_loop(self, step: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(step, self._consumer.loop).result(ACT_SECONDS)

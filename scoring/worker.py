@@ -1,37 +1,35 @@
-"""A worker: a warm model, then a Faust app whose agent puts chunks through the pipeline."""
+"""A worker: a warm model, then a Faust app whose agent puts chunks through the pipeline, always with the newest model."""
 
 import asyncio
-import gc
+import contextlib
 import logging
-import os
-import signal
-import socket
-import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeVar
 
 import faust
-from faust.types import StreamT
+from faust.types import TP, StreamT
 
 from ecluse import cluster, kafka
-from ecluse.errors import ModelNotFound
-from ecluse.settings import Settings, WorkerSettings
+from ecluse.health import HealthServer
+from ecluse.kafka import member_name
+from ecluse.sections import WorkerSettings
+from ecluse.settings import Settings
 from ecluse.telemetry import Telemetry
-from ecluse.transport.driver import ChunkApp, make_app
+from ecluse.transport.driver import WATCHDOG_SECONDS, ChunkApp, make_app
 from ecluse.transport.ledger import Chunk
 from ecluse.transport.owner import OwnerConfig
-from scoring.champion import Champion, load_champion
-from scoring.health import Health, HealthServer
+from scoring.budget import Budget
+from scoring.health import Health
+from scoring.live import LiveModel
 from scoring.pipeline import Pipeline
+from scoring.profiles import Profiles
 from scoring.standby import Standby
 
+New = TypeVar("New")
 logger = logging.getLogger(__name__)
-
-#: While a broker is away, single calls into librdkafka have taken 20 s: no reason to give up a warm model.
-WATCHDOG_SECONDS = 60.0
-#: How often a worker without a champion looks for one, in seconds.
-LOOK_FOR_CHAMPION = 1.0
 
 
 def run_worker(settings: Settings, start: cluster.Where | None = None, *, standby: bool = False) -> None:
@@ -44,57 +42,60 @@ def run_worker(settings: Settings, start: cluster.Where | None = None, *, standb
 
     Raises:
         TopicsWrong: the topics are not as the stream needs them.
-        ModelRefused: the champion's artefact must not be served.
+        SettingsError: no model could be trusted, or the address of the metrics cannot be used.
     """
-    # Until Faust takes it over: the first process of a container has no handler of its own.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    telemetry, health = Telemetry(), Health(settings.worker.stuck_after_seconds)
+    telemetry, health = Telemetry(), Health(member_name(), settings.worker.stuck_after_seconds)
     with ExitStack() as stack:
         host, port = settings.worker.metrics_host, settings.worker.metrics_port
-        server = stack.enter_context(HealthServer(telemetry, health, host, port))
+        server = stack.enter_context(HealthServer(telemetry.registry, health, host, port, {"/model": health.model}))
         logger.info("metrics and health at http://%s (/metrics, /health/live, /health/ready)", server.address)
         kafka.once_reachable(cluster.require_topics, settings)
         if start is not None:
             kafka.once_reachable(cluster.seed_offsets, settings, start)
-        pipeline = Pipeline(settings, kafka.once_reachable(await_champion, settings), worker_name(), telemetry)
-        health.warm, health.waits = True, standby
-        # What is loaded by now stays. Walked by the garbage collector again and again, it held the loop for 40 ms at a time.
-        gc.collect()
-        gc.freeze()
-        watch = stack.enter_context(Standby(settings, pipeline, health)) if standby else None
-        app = worker_app(settings, pipeline, health, watch)
+        models = health.models = stack.enter_context(LiveModel(settings, telemetry))
+        profiles = Profiles(settings, member_name(), telemetry)
+        health.pipeline = Pipeline(settings, models.first(), member_name(), telemetry, profiles)
+        health.waits = standby
+        watch = stack.enter_context(Standby(settings, health)) if standby else None
+        stack.enter_context(
+            Budget(settings, models.switch, lambda: controls(settings, health), health.pipeline.last_times)
+        )
+        app = worker_app(settings, models, health.pipeline, profiles, health, server.port, watch)
         worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
         worker.spinner = None
         worker.execute_from_commandline()
 
 
-def await_champion(settings: Settings) -> Champion:
-    """The champion, loaded and warm; waits outside the group until there is one.
+def controls(settings: Settings, health: Health) -> bool:
+    """Whether this worker keeps the bypass' budget: the one that holds partition 0 of the events does."""
+    return health.progress is not None and TP(settings.names.events, 0) in health.progress.lag
 
-    Raises:
-        ModelRefused: the champion's artefact must not be served.
+
+def worker_app(
+    settings: Settings,
+    models: LiveModel,
+    pipeline: Pipeline,
+    profiles: Profiles,
+    health: Health,
+    port: int,
+    watch: Standby | None,
+) -> ChunkApp:
+    """The Faust app of a worker: one agent, which puts every chunk through the pipeline.
+
+    Partitions that come are read once the newest route's model is ready and the newest switch is obeyed: whoever had them may
+    have scored by both already.
     """
-    told = ""
-    while True:
-        try:
-            return load_champion(settings)
-        except ModelNotFound as error:
-            if str(error) != told:
-                told = str(error)
-                logger.warning("%s The worker waits outside the group.", told)
-            time.sleep(LOOK_FOR_CHAMPION)
-
-
-def worker_app(settings: Settings, pipeline: Pipeline, health: Health, watch: Standby | None) -> ChunkApp:
-    """The Faust app of a worker: one agent, which puts every chunk through the pipeline."""
     session = settings.worker.session_timeout_seconds
+    member = kafka.membership(settings.worker, settings.group) | {"client.id": f"ecluse/{member_name()}/{port}"}
     config = OwnerConfig(
         topics=[settings.names.events],
-        consumer=kafka.consumer_config(settings, settings.group) | membership(settings.worker, settings.group),
+        consumer=kafka.consumer_config(settings, settings.group) | member,
         producer=kafka.producer_config(settings)
         if settings.worker.delivery == "at_least_once"
         else kafka.transactional_config(settings, f"{settings.group}-{slot(settings.worker)}", session),
         commit_interval=settings.worker.commit_interval_seconds,
+        admit=models.up_to_date,
+        seal=profiles.seal,
     )
     watchdog = max(WATCHDOG_SECONDS, 2 * session)
     app = make_app(settings.group, config, watchdog_seconds=watchdog, stand_by=watch.begin if watch else None)
@@ -102,6 +103,8 @@ def worker_app(settings: Settings, pipeline: Pipeline, health: Health, watch: St
     @app.agent(app.topic(settings.names.events))
     async def score(stream: StreamT[list[Chunk]]) -> None:
         health.progress = app.owner.progress
+        models.hand_over_to(between_chunks(pipeline.serve))
+        models.switch.hand_over_to(between_chunks(pipeline.obey))
         async for chunks in stream:
             try:
                 score_chunks(app, pipeline, chunks)
@@ -115,30 +118,20 @@ def worker_app(settings: Settings, pipeline: Pipeline, health: Health, watch: St
     return app
 
 
-def membership(worker: WorkerSettings, group: str) -> kafka.Config:
-    """How a worker is a member of its group. With KIP-848 the broker holds the session and picks the partitions."""
-    session = worker.session_timeout_seconds
-    config: kafka.Config = {
-        "max.poll.interval.ms": max(600_000, int(session * 1e3)),
-        "queued.min.messages": 100_000,
-        "queued.max.messages.kbytes": 64 * 1024,
-        # A partition's share of an answer. With more, a backlog is read in long runs of one partition, and the others wait.
-        "fetch.message.max.bytes": 512 * 1024,
-    }
-    if worker.static_member:
-        config["group.instance.id"] = f"{group}-{worker.slot}"
-    if worker.group_protocol == "consumer":
-        return config | {"group.protocol": "consumer"}
-    return config | {
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": int(session * 1e3),
-        "heartbeat.interval.ms": min(500, int(session * 1e3 / 3)),  # a partition that moves waits for heartbeats
-    }
+def between_chunks(take: Callable[[New], None]) -> Callable[[New], None]:
+    """Have the pipeline take something new between two chunks: the loop scores a chunk in one step. Called on the loop."""
+    loop = asyncio.get_running_loop()
+
+    def hand(new: New) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(take, new)
+
+    return hand
 
 
 def slot(worker: WorkerSettings) -> str:
     """The worker's place in its group; where none is set, one that no other has."""
-    return worker.slot or f"{worker_name()}-{uuid.uuid4().hex[:8]}"
+    return worker.slot or f"{member_name()}-{uuid.uuid4().hex[:8]}"
 
 
 def score_chunks(app: ChunkApp, pipeline: Pipeline, chunks: list[Chunk]) -> None:
@@ -154,8 +147,3 @@ def score_chunks(app: ChunkApp, pipeline: Pipeline, chunks: list[Chunk]) -> None
     for chunk in chunks:
         if chunk.outputs is None:
             owner.done(chunk, ())
-
-
-def worker_name() -> str:
-    """This process among all workers: host and pid."""
-    return f"{socket.gethostname()}-{os.getpid()}"

@@ -1,5 +1,6 @@
 """The broker of a test run, and a fresh stream for each test."""
 
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,11 +13,16 @@ from hypothesis import settings as hypothesis_settings
 
 from console import broker as dev_broker
 from ecluse import cluster
+from ecluse.model.signing import make_development_keys
 from ecluse.settings import Settings
 
 # In a fresh clone Hypothesis makes its table of Unicode first, within the first test that draws text: that is no slow test.
-hypothesis_settings.register_profile("ecluse", suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is none either: no test has a deadline in milliseconds.
+hypothesis_settings.register_profile("ecluse", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 hypothesis_settings.load_profile("ecluse")
+
+# A broker that lives for a test or a run repays no optimised code: so it needs half the processor.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 FIELDS = {
     "transaction_id": {"type": "text", "required": False},
@@ -42,8 +48,14 @@ def servers() -> Iterator[str]:
 MakeSettings = Callable[..., Settings]
 
 
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Development keys, private and public, of this test run."""
+    return make_development_keys(tmp_path_factory.mktemp("keys"))
+
+
 @pytest.fixture
-def make_settings(tmp_path: Path) -> MakeSettings:
+def make_settings(tmp_path: Path, keys: tuple[Path, Path]) -> MakeSettings:
     """Builds settings for a stream that no other test knows; sections are given as keyword dictionaries."""
 
     def make(servers: str = "127.0.0.1:1", **sections: dict[str, Any]) -> Settings:
@@ -59,7 +71,14 @@ def make_settings(tmp_path: Path) -> MakeSettings:
             stream=stream | sections.pop("stream", {}),
             kafka={"bootstrap_servers": servers},
             topics={"partitions": 4} | sections.pop("topics", {}),
-            model={"store": str(tmp_path / "models"), "label": "fraud"} | sections.pop("model", {}),
+            model={
+                "store": str(tmp_path / "models"),
+                "cache": tmp_path / "cache",
+                "signing_key": keys[0],
+                "trusted_keys": (keys[1],),
+                "label": "fraud",
+            }
+            | sections.pop("model", {}),
             **sections,
         )
 

@@ -1,9 +1,11 @@
 """Real workers for tests: processes of the `ecluse worker` command, and a champion for them to score with."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import polars as pl
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -20,8 +23,10 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from console.audit import AuditReport, audit
 from ecluse import cluster, kafka
 from ecluse.contract.codecs import Reader
+from ecluse.model.manifest import MANIFEST, Manifest
 from ecluse.settings import Settings
-from retrain.training import train_and_publish
+from retrain import process
+from retrain.publish import publish
 from tests.cli import config_file
 
 ECLUSE = Path(sys.executable).parent / "ecluse"
@@ -60,11 +65,37 @@ def events(rows: int, seed: int = 11) -> list[dict[str, Any]]:
     return labelled_rows(rows, seed).drop("fraud").to_dicts()
 
 
+_DRAFTS: dict[bytes, dict[str, bytes]] = {}
+
+
+def release_trained(settings: Settings, rows: int = 4000, seed: int = 7) -> tuple[Manifest, int | None]:
+    """What `train_and_publish` releases of labelled rows. What would be trained alike is trained once, and released again.
+
+    Training takes seconds. tests/contract/test_model_train.py has it done in full, each time.
+    """
+    job = process.for_child(settings)
+    for section in ("stream", "model"):
+        job[section] = job[section] | {"name": ""}
+    alike = msgspec.json.encode([job, rows, seed])
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, "draft")
+        draft.mkdir()
+        if alike not in _DRAFTS:
+            labelled_rows(rows, seed).write_parquet(file := Path(folder, "rows.parquet"))
+            train = process.Train(process.for_child(settings), str(draft), str(file), None, None, None)
+            process.run(train, lambda _: None)
+            _DRAFTS[alike] = {each.name: each.read_bytes() for each in draft.iterdir()}
+        for name, data in _DRAFTS[alike].items():
+            draft.joinpath(name).write_bytes(data)
+        manifest = Manifest.decode(draft.joinpath(MANIFEST).read_bytes())
+        renamed = msgspec.structs.replace(manifest, name=settings.model_name)
+        draft.joinpath(MANIFEST).write_bytes(renamed.encode())
+        return publish(settings, draft, champion=True)
+
+
 def train_champion(settings: Settings, folder: Path) -> None:
     """Train and release a champion for the stream."""
-    file = folder / "rows.parquet"
-    labelled_rows().write_parquet(file)
-    train_and_publish(settings, file)
+    release_trained(settings)
 
 
 def send(settings: Settings, values: list[bytes], partition: int | None = None, key: bytes | None = b"c-1") -> None:
@@ -143,6 +174,11 @@ class WorkerProcess:
         """What it has logged."""
         return self.log.read_text()
 
+    @property
+    def model(self) -> dict[str, Any]:
+        """What it says of its model; nothing while it does not listen."""
+        return dict(json.loads(self.get("/model")[1] or "{}"))
+
     def wait_ready(self) -> None:
         """Wait until it has its partitions."""
 
@@ -159,12 +195,15 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker(settings: Settings, *args: str, ready: bool = True) -> Iterator[WorkerProcess]:
-    """A running worker, which is killed at the end if it still runs."""
+def worker(
+    settings: Settings, *args: str, ready: bool = True, env: dict[str, str] | None = None
+) -> Iterator[WorkerProcess]:
+    """A running worker, which is killed at the end if it still runs; `env` comes to its environment."""
     config = config_file(settings)
     log = config.parent / f"worker-{time.monotonic_ns()}.log"
     with log.open("wb") as out:
-        process = subprocess.Popen([ECLUSE, "worker", "--config", str(config), *args], stdout=out, stderr=out)
+        command = [ECLUSE, "worker", "--config", str(config), *args]
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | (env or {}))
     running = WorkerProcess(process, log)
     try:
         if ready:

@@ -13,19 +13,27 @@ from typing import Any
 import msgspec
 
 from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES
-from ecluse.contract.headers import cloud_event_headers, dead_letter_headers
-from ecluse.contract.records import Alert, Prediction, Release, Route, Source
+from ecluse.contract.headers import REPLAY_RUN, cloud_event_headers, dead_letter_headers
+from ecluse.contract.loop import DriftReport, Profile, RetrainRequest, Run
+from ecluse.contract.records import Alert, BypassSample, Label, Prediction, Release, Route, Source, Switch
 from ecluse.contract.schema import EventSchema
-from ecluse.contract.topics import Topics, topic_specs
+from ecluse.contract.topics import Topics, replays_spec, topic_specs
 from ecluse.errors import RecordError, Stage
 
 #: Of the contract: the second number grows when a record gains a field.
-VERSION = "1.0.0"
+VERSION = "1.2.0"
 RECORDS: dict[str, type[msgspec.Struct]] = {
     "predictions": Prediction,
     "alerts": Alert,
+    "bypass": BypassSample,
+    "labels": Label,
     "releases": Release,
     "routes": Route,
+    "switches": Switch,
+    "runs": Run,
+    "profiles": Profile,
+    "drift-reports": DriftReport,
+    "retrain-requests": RetrainRequest,
 }
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _BINDING = "0.5.0"
@@ -71,40 +79,81 @@ def asyncapi() -> JsonObject:
             "sendDeadLetters": _operation(
                 "send", "deadLetters", "What could not be scored, as it was, with the reason."
             ),
+            "sendBypass": _operation("send", "bypass", "What went past the model, for the training store."),
+            "receiveLabels": _operation("receive", "labels", "What was right, as back offices and people say."),
             "sendModels": _operation("send", "models", "Training announces versions and what scores the stream."),
+            "sendReplays": _operation("send", "replays", "`ecluse replay` scores a past range of events again."),
+            "sendProfiles": _operation("send", "profiles", "What workers count, for the drift monitor."),
+            "sendDrift": _operation("send", "drift", "What the monitor says of a version when a window closes."),
+            "receiveRequests": _operation("receive", "retrainRequests", "The trainer answers each with a run."),
             "receiveModels": _operation("receive", "models", "Every worker reads the topic whole, from its start."),
         },
         "components": {"schemas": {"Event": event, **_dedented(schemas)}, "messages": _messages()},
     }
 
 
-def _channels() -> JsonObject:
-    specs = topic_specs(_BY_STREAM, partitions=1, replication=1, retention_ms=1, max_message_bytes=1)
-    policies = {spec.name: spec.config["cleanup.policy"] for spec in specs}
+def _policies() -> dict[str, str]:
+    specs = topic_specs(
+        _BY_STREAM, partitions=1, replication=1, retention_ms=1, max_message_bytes=1, origins=("{origin}",)
+    )
+    return {spec.name: spec.config["cleanup.policy"] for spec in (*specs, replays_spec(_BY_STREAM, specs))}
 
-    def channel(address: str, description: str, *messages: str) -> JsonObject:
-        return {
-            "address": address,
-            "description": description,
-            "parameters": {"stream": {"description": "The stream's name: one use case."}},
-            "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
-            "bindings": {
-                "kafka": {
-                    "topic": address,
-                    "topicConfiguration": {"cleanup.policy": [policies[address]]},
-                    "bindingVersion": _BINDING,
-                }
-            },
-        }
 
+_POLICIES = _policies()
+_PARAMETERS = {
+    "stream": {"description": "The stream's name: one use case."},
+    "origin": {"description": "Who says what was right, as [labels] of ecluse.toml lists them."},
+}
+
+
+def _channel(address: str, description: str, *messages: str) -> JsonObject:
     return {
-        "events": channel(_BY_STREAM.events, "What producers publish, with any Kafka client.", "event"),
-        "predictions": channel(
+        "address": address,
+        "description": description,
+        "parameters": {name: said for name, said in _PARAMETERS.items() if f"{{{name}}}" in address},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
+        "bindings": {
+            "kafka": {
+                "topic": address,
+                "topicConfiguration": {"cleanup.policy": [_POLICIES[address]]},
+                "bindingVersion": _BINDING,
+            }
+        },
+    }
+
+
+def _channels() -> JsonObject:
+    return {
+        "events": _channel(_BY_STREAM.events, "What producers publish, with any Kafka client.", "event"),
+        "predictions": _channel(
             _BY_STREAM.predictions, "What was decided about each event, on the event's own partition.", "prediction"
         ),
-        "alerts": channel(_BY_STREAM.alerts, "Events that a person should look at.", "alert"),
-        "deadLetters": channel(_BY_STREAM.dead_letters, "Records that could not be scored.", "deadLetter"),
-        "models": channel(_BY_STREAM.models, "Versions and routes: compacted, one partition.", "release", "route"),
+        "alerts": _channel(_BY_STREAM.alerts, "Events that a person should look at.", "alert"),
+        "bypass": _channel(_BY_STREAM.bypass, "Events that went past the model.", "bypassSample"),
+        "labels": _channel(_BY_STREAM.labels("{origin}"), "What was right, one topic an origin.", "label"),
+        "deadLetters": _channel(_BY_STREAM.dead_letters, "Records that could not be scored.", "deadLetter"),
+        "models": _channel(
+            _BY_STREAM.models,
+            "Versions, routes, the bypass switch and the trainer's runs: compacted, one partition.",
+            "release",
+            "route",
+            "switch",
+            "run",
+        ),
+        "profiles": _channel(_BY_STREAM.profiles, "Counts of inputs, scores and decisions: one partition.", "profile"),
+        "drift": _channel(
+            _BY_STREAM.drift,
+            "Reports of the monitor: compacted, one partition. Records under other keys (state/…) are its own.",
+            "driftReport",
+        ),
+        "retrainRequests": _channel(
+            _BY_STREAM.retrain_requests, "Requests for a new version: one partition.", "retrainRequest"
+        ),
+        "replays": _channel(
+            _BY_STREAM.replays,
+            "What another version would have decided: beside the stream, never acted upon.",
+            "replayed",
+        ),
     }
 
 
@@ -112,18 +161,21 @@ def _operation(action: str, channel: str, summary: str) -> JsonObject:
     return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
 
 
-def _messages() -> JsonObject:
-    def message(payload: str, key: str, headers: JsonObject) -> JsonObject:
-        return {
-            "contentType": CONTENT_TYPES["msgpack"].decode(),
-            "headers": headers,
-            "payload": {"$ref": f"#/components/schemas/{payload}"},
-            "bindings": {"kafka": {"key": {"type": "string", "description": key}, "bindingVersion": _BINDING}},
-        }
+def _message(payload: str, key: str, headers: JsonObject) -> JsonObject:
+    return {
+        "contentType": CONTENT_TYPES["msgpack"].decode(),
+        "headers": headers,
+        "payload": {"$ref": f"#/components/schemas/{payload}"},
+        "bindings": {"kafka": {"key": {"type": "string", "description": key}, "bindingVersion": _BINDING}},
+    }
 
+
+def _messages() -> JsonObject:
     formats = [kind.decode() for kind in CONTENT_TYPES.values()]
     ours = _headers({CONTENT_TYPE: {"enum": formats, "description": "The value's format; set by stream.encoding."}})
     ours["required"] = [CONTENT_TYPE]
+    replayed = _headers({**ours["properties"], REPLAY_RUN: {"description": "The run of `ecluse replay` that made it."}})
+    replayed["required"] = [CONTENT_TYPE, REPLAY_RUN]
     connect = dead_letter_headers(None, Source("", 0, 0), RecordError(Stage.DECODE, ""), app="", worker="")
     dead = _headers({name: {} for name, _ in connect})
     dead["required"] = [name for name, _ in connect]
@@ -133,12 +185,17 @@ def _messages() -> JsonObject:
     dead["properties"]["__connect.errors.stage"]["enum"] = [stage.value for stage in Stage]
     return {
         "event": {
-            **message("Event", f"{_ENTITY} Optional.", _cloud_events(formats)),
+            **_message("Event", f"{_ENTITY} Optional.", _cloud_events(formats)),
             "contentType": CONTENT_TYPES["json"].decode(),
             "summary": "JSON or msgpack, with or without CloudEvents headers; CloudEvents structured mode too.",
         },
-        "prediction": message("Prediction", _ENTITY, ours),
-        "alert": message("Alert", _ENTITY, ours),
+        "prediction": _message("Prediction", _ENTITY, ours),
+        "alert": _message("Alert", _ENTITY, ours),
+        "bypassSample": _message("BypassSample", _ENTITY, ours),
+        "label": {
+            **_message("Label", "The event's id.", _headers({CONTENT_TYPE: {"enum": formats}})),
+            "contentType": CONTENT_TYPES["json"].decode(),
+        },
         "deadLetter": {
             "contentType": "application/octet-stream",
             "summary": "The record as it was, key and value byte for byte.",
@@ -146,8 +203,14 @@ def _messages() -> JsonObject:
             "payload": {"description": "Any bytes."},
             "bindings": {"kafka": {"key": {"description": "As it was."}, "bindingVersion": _BINDING}},
         },
-        "release": message("Release", "release/<name>/<version>", ours),
-        "route": message("Route", "route/<name>", ours),
+        "replayed": _message("Prediction", _ENTITY, replayed),
+        "release": _message("Release", "release/<name>/<version>", ours),
+        "route": _message("Route", "route/<name>", ours),
+        "switch": _message("Switch", "switch/<name>", ours),
+        "run": _message("Run", "run/<name>/<request>", ours),
+        "profile": _message("Profile", "The model's version.", ours),
+        "driftReport": _message("DriftReport", "report/<model>/<version>/<end of the span>", ours),
+        "retrainRequest": _message("RetrainRequest", "The model's name.", ours),
     }
 
 

@@ -21,6 +21,8 @@ ERROR_PREFIX = "__connect.errors."
 #: On an event that was replayed from a dead letter: how often so far, and the place of the event that failed before it.
 ATTEMPTS = "ecluse-attempts"
 REPLAYED_FROM = "ecluse-replayed-from"
+#: On a prediction of `ecluse replay`: which run made it.
+REPLAY_RUN = "ecluse-replay-run"
 #: On a dead letter of which only a part could be kept: what its value was.
 ORIGINAL_BYTES = "ecluse-original-bytes"
 ORIGINAL_SHA256 = "ecluse-original-sha256"

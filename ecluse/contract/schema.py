@@ -94,7 +94,7 @@ def seconds(moment: dt.datetime | float | None) -> float | None:
     return moment / 1e3 if abs(moment) >= _MILLISECONDS_FROM else float(moment)
 
 
-def _python_type(field: Field) -> Any:
+def python_type(field: Field) -> Any:
     """The type that decodes a field; a number that may be missing may be NaN."""
     return float if field.type is FieldType.NUMBER and not field.required else _PYTHON_TYPES[field.type]
 
@@ -119,7 +119,7 @@ class EventSchema:
             [
                 (self._attributes[name], kind) if field.required else (self._attributes[name], kind | None, None)
                 for name, field in ordered
-                for kind in [_python_type(field)]
+                for kind in [python_type(field)]
             ],
             rename={attribute: name for name, attribute in self._attributes.items()},
             gc=False,

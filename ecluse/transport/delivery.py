@@ -9,7 +9,7 @@ is only reported when all before it in its partition are there. Any failed repor
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -17,15 +17,26 @@ from faust.types import TP
 
 from ecluse.errors import DeliveryError
 from ecluse.kafka import Config
-from ecluse.transport.ledger import Chunk, Ledger
+from ecluse.transport.ledger import Chunk, Ledger, Output
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[KafkaError | None, Message], None]
+#: Makes what is told of chunks whose offsets are committed together, in the owning thread; it goes to partition 0 of its
+#: topics. Exactly once it is in the transaction of the chunks, at least once it is produced after their commit.
+Seal = Callable[[Sequence[Chunk]], Sequence[Output]]
 
 #: Records, and bytes of values, that wait for the broker: with more, no chunk is produced. A chunk's own fit beside them.
 QUEUED_RECORDS = 100_000
 QUEUED_BYTES = 128 * 1024 * 1024
+#: At least once, so many chunks wait for their commit before what was counted of them is dropped.
+UNTOLD_CHUNKS = 10_000
+
+
+def nothing(chunks: Sequence[Chunk]) -> Sequence[Output]:
+    """The seal of an app that tells nothing."""
+    del chunks
+    return ()
 
 
 class Delivery(Protocol):
@@ -72,11 +83,12 @@ class AtLeastOnce:
         config: the producer's, idempotent and without gaps.
         commit_interval: how often offsets are committed, in seconds.
         beat: called wherever it waits, so that the watchdog sees progress.
+        seal: see `Seal`.
     """
 
     aborted = 0
 
-    def __init__(self, config: Config, commit_interval: float, beat: Callable[[], None]) -> None:
+    def __init__(self, config: Config, commit_interval: float, beat: Callable[[], None], seal: Seal = nothing) -> None:
         limits = {
             "queue.buffering.max.messages": 2 * QUEUED_RECORDS,
             "queue.buffering.max.kbytes": 4 * QUEUED_BYTES // 1024,
@@ -87,6 +99,8 @@ class AtLeastOnce:
         self._interval = commit_interval
         self._next_commit = 0.0
         self._beat = beat
+        self._seal = seal
+        self._untold: list[Chunk] = []
         self._failure: DeliveryError | None = None
         self._queued_bytes = 0
 
@@ -120,6 +134,8 @@ class AtLeastOnce:
             confirmed = report if i in lasts else None
             self._producer.produce(output.topic, output.value, output.key, partition, confirmed, headers=output.headers)
         chunk.records = chunk.outputs = ()
+        if chunk.tally is not None:
+            self._untold.append(chunk)
         if not lasts:
             chunk.ledger.confirm(chunk)
 
@@ -153,6 +169,7 @@ class AtLeastOnce:
         now = time.monotonic()
         if now >= self._next_commit:
             self._next_commit = now + self._interval
+            self._tell(ledgers)
             self._commit(consumer, ledgers, wait=False)
         return ()
 
@@ -160,25 +177,49 @@ class AtLeastOnce:
         self, consumer: Consumer, ledgers: Collection[Ledger], leaving: Iterable[Ledger], patience: float
     ) -> None:
         """Wait for what was produced to be confirmed, then commit. What is late goes to the next owner, twice."""
-        del ledgers
         leaving, deadline = list(leaving), time.monotonic() + patience
         while any(ledger.unconfirmed for ledger in leaving) and time.monotonic() < deadline:
             self.serve(0.01)
         self._commit(consumer, leaving, wait=True)
+        self._tell(ledgers)
+        while len(self._producer) and time.monotonic() < deadline:
+            self.serve(0.01)
 
     def give_up(self) -> None:
         """What is produced is produced: the next owner will produce it again."""
 
+    def _tell(self, ledgers: Collection[Ledger]) -> None:
+        """Produce the seal of the chunks whose offsets the broker has taken. Those of partitions that were lost never are."""
+        waiting, told = self._untold, []
+        self._untold = []
+        for chunk in waiting:
+            committed = chunk.ledger.committed
+            if committed is not None and chunk.next_offset <= committed:
+                told.append(chunk)
+            elif chunk.ledger in ledgers:
+                self._untold.append(chunk)
+        if len(self._untold) > UNTOLD_CHUNKS:
+            logger.warning("no commit succeeds: what was counted of %d chunks is dropped", len(self._untold))
+            self._untold = []
+        for output in self._seal(told):
+            self._producer.produce(output.topic, output.value, output.key, 0, self._told, headers=output.headers)
+
+    def _told(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failure = DeliveryError(str(message.topic()), error.str())
+
     def _commit(self, consumer: Consumer, ledgers: Iterable[Ledger], *, wait: bool) -> None:
         """What fails is committed again with the next offsets."""
-        places = [
-            TopicPartition(*ledger.partition, offset) for ledger in ledgers if (offset := ledger.to_commit) is not None
-        ]
+        due = {ledger: offset for ledger in ledgers if (offset := ledger.to_commit) is not None}
+        places = [TopicPartition(*ledger.partition, offset) for ledger, offset in due.items()]
         if not places:
             return
         try:
             if wait:
-                consumer.commit(offsets=places, asynchronous=False)
+                ledgers_of = {ledger.partition: ledger for ledger in due}
+                for place in consumer.commit(offsets=places, asynchronous=False) or ():
+                    if place.error is None:
+                        ledgers_of[TP(place.topic, place.partition)].committed = place.offset
             else:
                 consumer.commit(offsets=places)
         except KafkaException as error:

@@ -33,6 +33,8 @@ _services = logging.getLogger("faust.ecluse")
 GENERATION = 1
 #: Exit code of a worker whose owning thread hangs.
 HUNG = 70
+#: While a broker is away, single calls into librdkafka have taken 20 s: no reason to give up a warm model.
+WATCHDOG_SECONDS = 60.0
 
 
 class _NeverRead(dict[TP, int]):

@@ -3,16 +3,19 @@ read on."""
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
 from ecluse.errors import BrokerError
 from ecluse.transport.ledger import Ledger, Record
 
 logger = logging.getLogger(__name__)
+
+#: Says from which offsets the app wants partitions to be read.
+Start = Callable[[Collection[TP]], Mapping[TP, int]]
 
 CHUNK_BYTES = 2 * 1024 * 1024
 #: How long a question about committed offsets may take; it is asked again.
@@ -98,6 +101,27 @@ def starts_of(consumer: Consumer, ledgers: Mapping[TP, Ledger], group: str) -> l
         if place.offset < 0:
             raise no_offset(group, "none is committed")
     return known + answer
+
+
+def app_starts(start: Start, partitions: Iterable[TP]) -> list[TopicPartition]:
+    """Where the app has partitions read from; the first record held where it does not say."""
+    asked = tuple(partitions)
+    chosen = start(asked)
+    return [TopicPartition(*partition, chosen.get(partition, OFFSET_BEGINNING)) for partition in asked]
+
+
+def lost(consumer: Consumer, ledgers: Mapping[TP, Ledger], partition: TP) -> BrokerError:
+    """A partition does not hold the offset at which it was to be read: what is lost by that, in a sentence."""
+    topic, number = partition
+    low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=ASK_SECONDS)
+    position = ledgers[partition].position if partition in ledgers else None
+    wanted = f"Partition {number} of {topic} is to be read on from offset {position},"
+    if position is not None and position > high:
+        return BrokerError(f"{wanted} and ends at {high}: it is not the topic that was read before.")
+    return BrokerError(
+        f"{wanted} and its retention has deleted all before {low}: what stood between is lost. "
+        "`ecluse store --skip-lost` goes on behind it."
+    )
 
 
 def wake(consumer: Consumer, partitions: Iterable[TP]) -> None:

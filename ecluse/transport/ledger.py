@@ -56,7 +56,19 @@ class Output(msgspec.Struct, gc=False):
 class Chunk:
     """Consecutive records of one partition, covering the offsets from `offset` up to `next_offset` (excluded)."""
 
-    __slots__ = ("arrived", "confirmed", "fetched_at", "ledger", "next_offset", "offset", "outputs", "records")
+    __slots__ = (
+        "arrived",
+        "confirmed",
+        "fetched_at",
+        "ledger",
+        "next_offset",
+        "number",
+        "offset",
+        "outputs",
+        "records",
+        "since",
+        "tally",
+    )
 
     def __init__(
         self, ledger: "Ledger", records: Sequence[Record], offset: int, next_offset: int, fetched_at: float
@@ -67,31 +79,56 @@ class Chunk:
         self.records = records
         self.offset = offset
         self.next_offset = next_offset
+        #: Where the chunk before it ended, with the gap between the two; its own start where that is not known.
+        self.since = offset if ledger.taken is None else ledger.taken
         #: When the chunk was fetched, on the monotonic clock.
         self.fetched_at = fetched_at
         #: When its last record came to the broker, in seconds since 1970.
         self.arrived = records[-1].timestamp()[1] / 1e3 if records else 0.0
         #: What to produce; None until the records are scored.
         self.outputs: Sequence[Output] | None = None
+        #: What the app counted of it, for its seal (see `ecluse.transport.delivery.Seal`); kept until that is produced.
+        self.tally: object = None
         self.confirmed = False
+        #: How many chunks its ledger took in before it: who must not miss one can tell.
+        self.number = ledger.count
 
 
 class Ledger:
     """The chunks of one partition in the hands of one owner."""
 
-    __slots__ = ("_end", "_fetched", "_produced", "arrived", "committable", "committed", "partition", "position")
+    __slots__ = (
+        "_end",
+        "_fetched",
+        "_produced",
+        "arrived",
+        "committable",
+        "committed",
+        "count",
+        "partition",
+        "position",
+        "start",
+        "taken",
+    )
 
-    def __init__(self, partition: TP) -> None:
+    def __init__(self, partition: TP, start: int = -1) -> None:
+        """Of a partition that is read from offset `start` on; negative where that is not known."""
         self.partition = partition
+        #: The offset from which it is read; None where that is not known: the group's, or the first that is held.
+        self.start = start if start >= 0 else None
         self._fetched: deque[Chunk] = deque()
         self._produced: deque[Chunk] = deque()
         self._end: int | None = None
+        #: How many chunks were taken in.
+        self.count = 0
         #: The offset after the last record taken in; None before the first.
-        self.position: int | None = None
+        self.position: int | None = self.start
+        #: The same without the gap that may lie behind that record.
+        self.taken: int | None = self.start
         #: The offset after the confirmed prefix; None before the first chunk is confirmed.
         self.committable: int | None = None
         #: The last offset that the broker took, or the first one read.
-        self.committed: int | None = None
+        self.committed: int | None = self.start
         #: When the last confirmed record came to the broker, in seconds since 1970.
         self.arrived = 0.0
 
@@ -115,7 +152,8 @@ class Ledger:
             raise ValueError(f"{self.partition}: offset {offset} lies before the position {self.position}")
         chunk = Chunk(self, records, offset, next_offset, fetched_at)
         self._fetched.append(chunk)
-        self.position = next_offset
+        self.count += 1
+        self.position = self.taken = next_offset
         if self.committed is None:
             self.committed = offset
         return chunk
@@ -137,7 +175,7 @@ class Ledger:
 
     def confirm_transaction(self, offset: int) -> None:
         """The broker took all that was produced, and with it the offset `to_send` as it stood then."""
-        for chunk in tuple(self._produced):
+        for chunk in self.produced:
             self.confirm(chunk)
         self.committed = offset
 
@@ -146,9 +184,19 @@ class Ledger:
         self._end = offset
         self._pass_gap()
 
+    def end_after(self, next_offset: int) -> int:
+        """The end of the gap behind `next_offset` where nothing lies between the two, else `next_offset`. From any thread."""
+        end = self._end  # first: what lies before this end was taken in before it was told
+        return end if end is not None and end > next_offset and self.position == next_offset else next_offset
+
     def _pass_gap(self) -> None:
         if self._end is not None and not self and (self.position or 0) <= self._end:
             self.position = self.committable = self._end
+
+    @property
+    def produced(self) -> tuple[Chunk, ...]:
+        """The chunks that are produced and wait for the broker, in order."""
+        return tuple(self._produced)
 
     @property
     def unconfirmed(self) -> int:

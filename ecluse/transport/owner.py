@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,27 +21,18 @@ from faust.types import TP
 
 from ecluse.errors import BrokerError, DeliveryError
 from ecluse.kafka import Config
-from ecluse.transport.delivery import AtLeastOnce, Delivery
-from ecluse.transport.fetching import judge, partition_of, place_of, split, starts_of, wake
+from ecluse.transport.brake import Brake
+from ecluse.transport.delivery import AtLeastOnce, Delivery, Seal, nothing
+from ecluse.transport.fetching import Start, app_starts, judge, lost, partition_of, place_of, split, starts_of, wake
+from ecluse.transport.hand import SCORING, Hand, Limits, paced
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
-from ecluse.transport.progress import Progress, oldest_unscored
+from ecluse.transport.progress import Progress, named, oldest_unscored
 from ecluse.transport.transactions import REFUSALS, Aborted, ExactlyOnce
 
 logger = logging.getLogger(__name__)
 
-#: A chunk is bounded by records, by bytes, and by the time that scoring it takes, so that nothing holds the loop for long.
-CHUNK_RECORDS = 2000
-#: Until it is known how long scoring takes; a model may need milliseconds a record.
-FIRST_CHUNK_RECORDS = 100
-CHUNK_SECONDS = 0.02
-#: Chunks handed to the event loop and not yet scored; with more, nothing is fetched.
-UNSCORED_CHUNKS = 8
 #: With so many of them there is a backlog: larger transactions are better than early ones.
 BUSY_CHUNKS = 3
-#: Produced events that wait for the broker, over all partitions; a partition with more than its share is paused.
-UNCONFIRMED_EVENTS = 128_000
-#: How long the loop may hold fetching back before partitions are paused, so that rebalances are served meanwhile.
-STALL_SECONDS = 1.0
 #: How often the thread tells of lag and of chunks in hand.
 LOOK_SECONDS = 0.25
 #: How often an outage of the broker is told again.
@@ -56,13 +47,24 @@ FINISH_SECONDS = 5.0
 class OwnerConfig:
     """What the thread is made of: topics to read, and the configurations of its two clients.
 
-    A producer with a ``transactional.id`` makes the delivery exactly-once, any other at-least-once.
+    A producer with a ``transactional.id`` makes the delivery exactly-once, any other at-least-once. `admit` is given, for each
+    assignment, what to call (from any thread) when its partitions may be read; without it they are at once.
+
+    `start` is asked, in this thread, from which offset partitions are to be read: on assignment, after an abort, and by
+    `Owner.read_again`. No offset of the group is ever read then: they tell the lag. A partition that the answer leaves out
+    begins at the first record that its topic holds.
+
+    `seal` makes what is told of the chunks that are committed together.
     """
 
     topics: Sequence[str]
     consumer: Config
     producer: Config
     commit_interval: float
+    admit: Callable[[Callable[[], None]], None] | None = None
+    start: Start | None = None
+    seal: Seal = nothing
+    limits: Limits = SCORING
 
 
 class Owner(threading.Thread):
@@ -87,15 +89,15 @@ class Owner(threading.Thread):
         self._deliver = deliver
         self._tell_assigned = assigned
         self._crashed = crashed
-        self._scored: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        self._scored: queue.SimpleQueue[Chunk | frozenset[TP]] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._paused: set[TP] = set()
-        self._unscored: set[Chunk] = set()
-        self._stalled_since: float | None = None
+        self._brake = Brake()
+        self._hand = Hand(config.limits)
         self._next_look = self._tell_outage_after = 0.0
         self._rewind_due = self._wake_due = False
+        self._again: set[TP] = set()
         self.ledgers: dict[TP, Ledger] = {}
-        self.chunk_records = FIRST_CHUNK_RECORDS
+        self.chunk_records = config.limits.chunk_records
         self.progress = Progress()
 
     # -- called from the event loop ------------------------------------------------------------------------------------
@@ -109,12 +111,16 @@ class Owner(threading.Thread):
         chunk.outputs = outputs
         self._scored.put(chunk)
 
+    def read_again(self, partitions: Collection[TP]) -> None:
+        """Drop what is in hand of these partitions, and read them again from where `OwnerConfig.start` says by then.
+
+        Their chunks are not live any more and must still be given back, after this call.
+        """
+        self._scored.put(frozenset(partitions))
+
     def pace(self, seconds: float, records: int) -> None:
-        """Tell how long scoring took, so that chunks stay within `CHUNK_SECONDS` of work."""
-        if seconds < CHUNK_SECONDS and records < self.chunk_records // 2:
-            return  # a small chunk's time is mostly the call's own, and tells nothing of large ones
-        fitting = CHUNK_SECONDS * records / max(seconds, 1e-6)
-        self.chunk_records = min(CHUNK_RECORDS, max(1, int(0.8 * self.chunk_records + 0.2 * fitting)))
+        """Tell how long scoring took."""
+        self.chunk_records = paced(self.chunk_records, seconds, records)
 
     def close(self) -> None:
         """Ask the thread to finish: fetch nothing more, confirm and commit what was produced, leave the group."""
@@ -126,7 +132,9 @@ class Owner(threading.Thread):
         """Run until closed or crashed."""
         try:
             delivery = ExactlyOnce if "transactional.id" in self._config.producer else AtLeastOnce
-            self._delivery: Delivery = delivery(self._config.producer, self._config.commit_interval, self._beat)
+            self._delivery: Delivery = delivery(
+                self._config.producer, self._config.commit_interval, self._beat, self._config.seal
+            )
             self._consumer = Consumer(
                 self._config.consumer
                 | {"on_commit": self._on_commit, "error_cb": self._on_error, "enable.partition.eof": True}
@@ -169,10 +177,10 @@ class Owner(threading.Thread):
         self._beat()
         if self._rewind_due and not self._rewind():
             return
-        may_fetch = len(self._unscored) < UNSCORED_CHUNKS and not self._delivery.full()
+        may_fetch = self._hand.has_room and not self._delivery.full()
         # While chunks are being scored, wait for what comes of them, so that it is produced at once.
-        scoring = bool(self._unscored)
-        self._produce_scored(BUSY_WAIT if scoring else 0.0)
+        scoring = len(self._hand) > 0
+        self._produce_scored(self._config.limits.wait if scoring else 0.0)
         # With a full producer and nothing to score there is only the broker to wait for.
         self._guard(lambda: self._delivery.serve(0.0 if scoring or may_fetch else BUSY_WAIT))
         self._guard(self._commit)
@@ -180,31 +188,44 @@ class Owner(threading.Thread):
         if now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             self._look()
-        self._hold_back(may_fetch, now)
+        self._wake_due |= self._brake.apply(self._consumer, self.ledgers, now, may_fetch=may_fetch)
         if self._wake_due:
             self._wake_due = False
             wake(self._consumer, self.ledgers)
         if may_fetch:
             self._fetch(0.0 if scoring else BUSY_WAIT if any(self.ledgers.values()) else IDLE_WAIT)
-        elif self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS:
+        elif self._brake.stalled(now):
             self._fetch(BUSY_WAIT)  # everything is paused: this only serves rebalances and commits
 
     def _produce_scored(self, wait: float) -> None:
         """Take in the chunks that the loop gave back, waiting for the first up to `wait` seconds, and produce in order."""
         try:
-            self._unscored.discard(self._scored.get(block=wait > 0, timeout=wait))
+            self._take_back(self._scored.get(block=wait > 0, timeout=wait))
             while True:
-                self._unscored.discard(self._scored.get_nowait())
+                self._take_back(self._scored.get_nowait())
         except queue.Empty:
             pass
         self._guard(self._produce)
+
+    def _take_back(self, given: Chunk | frozenset[TP]) -> None:
+        if isinstance(given, Chunk):
+            self._hand.discard(given)
+        else:
+            self._drop(given)
+
+    def _drop(self, partitions: Collection[TP]) -> None:
+        """What was read of these partitions counts no more: a rewind is due, after which it comes again."""
+        again = {partition for partition in self.ledgers if partition in partitions} - self._again
+        self.ledgers |= {partition: Ledger(partition) for partition in again}
+        self._again |= again
+        self._rewind_due |= bool(again)
 
     def _produce(self) -> None:
         for ledger in self.ledgers.values():
             self._delivery.produce_scored(ledger)
 
     def _commit(self) -> None:
-        busy = len(self._unscored) >= BUSY_CHUNKS
+        busy = len(self._hand) >= BUSY_CHUNKS
         if taken := self._delivery.commit_when_due(self._consumer, self.ledgers.values(), busy=busy):
             self.progress.committed(taken)
 
@@ -218,26 +239,27 @@ class Owner(threading.Thread):
                 partition: ledger.again() if why.clean else Ledger(partition)
                 for partition, ledger in self.ledgers.items()
             }
+            self._again = set(self.ledgers)
             logger.warning("a transaction was aborted, its events are scored again: %s", why)
 
     def _rewind(self) -> bool:
-        """Read on from what is committed; tried again in the next turn where the broker does not answer."""
+        """Read on from what is committed, or where the app says; tried again where the broker does not answer."""
         try:
             self._delivery.ready()
-            starts = starts_of(self._consumer, self.ledgers, self._config.consumer["group.id"])
+            ledgers = {partition: ledger for partition, ledger in self.ledgers.items() if partition in self._again}
+            start, group = self._config.start, self._config.consumer["group.id"]
+            starts = app_starts(start, ledgers) if start else starts_of(self._consumer, ledgers, group)
             for place in starts:
                 self._consumer.seek(place)
         except KafkaException as error:
             if error.args[0].code() in REFUSALS:
                 raise
             logger.info("reading on is tried again: %s", error.args[0].str())
-            self._consumer.poll(0.1)  # serves rebalances; a record that it gives is behind the seek to come
+            record = self._consumer.poll(0.1)  # serves rebalances
+            self._drop({place_of(record)} if record is not None else set())
             return False
-        self.ledgers = {partition: Ledger(partition) for partition in self.ledgers}
-        for place in starts:
-            ledger = self.ledgers[partition_of(place)]
-            ledger.position = ledger.committed = place.offset
-        self._rewind_due, self._wake_due = False, True
+        self.ledgers |= {partition_of(place): Ledger(partition_of(place), place.offset) for place in starts}
+        self._rewind_due, self._wake_due, self._again = False, True, set()
         return True
 
     def _fetch(self, wait: float) -> None:
@@ -249,8 +271,8 @@ class Owner(threading.Thread):
         # Else that call served a rebalance, and `first` is of the time before it.
         if self.ledgers.get(place_of(first)) is held:
             fetched.insert(0, first)
-        if self._rewind_due:
-            return  # that call served a rebalance that ended in an abort
+        if self._rewind_due:  # by a rebalance in that call that ended in an abort, or because the app reads again
+            fetched = [message for message in fetched if place_of(message) not in self._again]
         records: list[Any] = [message for message in fetched if message.error() is None]
         for place, run in groupby(records, place_of):
             if (ledger := self.ledgers.get(place)) is not None:
@@ -261,6 +283,8 @@ class Owner(threading.Thread):
                     continue
                 if error.code() == KafkaError._PARTITION_EOF:
                     self._pass_end(message)
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET and self._config.start is not None:
+                    raise lost(self._consumer, self.ledgers, place_of(message))
                 else:
                     judge(error, self._config.consumer["group.id"])
 
@@ -272,7 +296,7 @@ class Owner(threading.Thread):
             records = [record for record in records if record.offset() >= start]
         for part in split(records, self.chunk_records):
             chunk = ledger.add(part, part[0].offset(), part[-1].offset() + 1, now)
-            self._unscored.add(chunk)
+            self._hand.add(chunk)
             self._deliver(chunk)
 
     def _pass_end(self, message: Message) -> None:
@@ -280,36 +304,11 @@ class Owner(threading.Thread):
         if ledger is not None and end is not None:
             ledger.reached_end(end)
 
-    def _hold_back(self, may_fetch: bool, now: float) -> None:
-        """Pause partitions whose confirmations hang, and all of them when the loop stands still.
-
-        Pausing throws away what librdkafka has prefetched, so a partition that is only busy is not paused.
-        """
-        if may_fetch:
-            self._stalled_since = None
-        elif self._stalled_since is None:
-            self._stalled_since = now
-        stalled = self._stalled_since is not None and now - self._stalled_since > STALL_SECONDS
-        share = UNCONFIRMED_EVENTS // max(1, len(self.ledgers))
-        wanted = {
-            partition
-            for partition, ledger in self.ledgers.items()
-            if stalled or ledger.unconfirmed_span > (share // 2 if partition in self._paused else share)
-        }
-        if pause := wanted - self._paused:
-            self._consumer.pause([TopicPartition(*partition) for partition in pause])
-        if resume := (self._paused & self.ledgers.keys()) - wanted:
-            self._consumer.resume([TopicPartition(*partition) for partition in resume])
-            self._wake_due = True
-        self._paused = wanted
-
     def _look(self) -> None:
         """Tell how things stand."""
         self.progress.aborted = self._delivery.aborted
-        self.progress.look(self.ledgers, self._end_of)
-
-    def _end_of(self, partition: TP) -> int:
-        return int(self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)[1])
+        marks = self._consumer.get_watermark_offsets
+        self.progress.look(self.ledgers, lambda place: int(marks(TopicPartition(*place), cached=True)[1]))
 
     def _finish(self, leaving: Iterable[Ledger]) -> None:
         """Commit what is produced."""
@@ -327,14 +326,20 @@ class Owner(threading.Thread):
     # -- rebalances: these run inside poll() and close(), in this thread ---------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        if self._config.start is not None:
+            places = app_starts(self._config.start, map(partition_of, places))
         consumer.incremental_assign(places)
         consumer.resume(places)  # librdkafka remembers a pause beyond a revoke: the partition would be silent for ever
-        self.ledgers |= {partition: Ledger(partition) for partition in map(partition_of, places)}
+        came = {partition_of(place): Ledger(partition_of(place), place.offset) for place in places}
+        self.ledgers |= came
+        self._again |= came.keys() if self._rewind_due else set()  # what a rewind polls meanwhile is lost to them
         self.progress.rebalances += 1
         self.progress.assigned = True
         self.progress.rebalanced(self.ledgers)
+        if self._config.admit is not None:
+            self._config.admit(self._brake.hold(consumer, map(partition_of, places)))
         self._wake_due = True
-        logger.info("assigned partitions %s", sorted(place.partition for place in places))
+        logger.info("assigned partitions %s", named(places))
         if not self._closing.is_set():
             self._tell_assigned(set(self.ledgers))
 
@@ -348,7 +353,7 @@ class Owner(threading.Thread):
             consumer.incremental_unassign(places)
             self.progress.rebalanced(self.ledgers)
             self._wake_due = True
-            logger.info("gave back partitions %s", sorted(place.partition for place in places))
+            logger.info("gave back partitions %s", named(places))
 
     def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         del consumer
@@ -356,14 +361,14 @@ class Owner(threading.Thread):
         self._forget(places)
         self.progress.assigned = False  # until the group takes this worker in again
         logger.warning(
-            "lost partitions %s: this worker was silent for a session, or cut off from the broker",
-            sorted(place.partition for place in places),
+            "lost partitions %s: this process was silent for a session, or cut off from the broker",
+            named(places),
         )
 
     def _forget(self, places: list[TopicPartition]) -> None:
         for partition in map(partition_of, places):
             self.ledgers.pop(partition, None)
-            self._paused.discard(partition)
+            self._brake.forget(partition)
             self.progress.forget(partition)
 
     def _on_commit(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
@@ -383,7 +388,7 @@ class Owner(threading.Thread):
         if error.code() == KafkaError._ALL_BROKERS_DOWN and now >= self._tell_outage_after:
             self._tell_outage_after = now + TELL_SECONDS
             servers = self._config.consumer["bootstrap.servers"]
-            logger.warning("no broker answers at %s: nothing is scored until one does; the worker waits, warm", servers)
+            logger.warning("no broker answers at %s: nothing is read or written until one does", servers)
 
     def _beat(self) -> None:
         now = time.monotonic()

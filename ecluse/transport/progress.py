@@ -1,9 +1,10 @@
 """What the owning thread tells of itself; written by it alone, read by anyone."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from confluent_kafka import TopicPartition
 from faust.types import TP
 
 from ecluse.transport.ledger import Ledger
@@ -83,3 +84,13 @@ class Progress:
 def oldest_unscored(ledgers: Iterable[Ledger]) -> float | None:
     """When the oldest chunk that waits for its score was fetched, on the monotonic clock."""
     return min((age for ledger in ledgers if (age := ledger.oldest_unscored) is not None), default=None)
+
+
+def named(places: Collection[TopicPartition]) -> str:
+    """Partitions for a log: their numbers, behind the topic's name where there are several topics."""
+    numbers: dict[str, list[int]] = {}
+    for place in places:
+        numbers.setdefault(place.topic, []).append(place.partition)
+    if len(numbers) < 2:
+        return str(sorted(place.partition for place in places))
+    return ", ".join(f"{topic} {sorted(those)}" for topic, those in sorted(numbers.items()))

@@ -20,7 +20,7 @@ from faust.types import TP
 
 from ecluse.errors import DeliveryError
 from ecluse.kafka import Config
-from ecluse.transport.delivery import QUEUED_BYTES, QUEUED_RECORDS
+from ecluse.transport.delivery import QUEUED_BYTES, QUEUED_RECORDS, Seal, nothing
 from ecluse.transport.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,10 @@ class ExactlyOnce:
         config: the producer's, with its ``transactional.id`` and ``transaction.timeout.ms``.
         commit_interval: the age at which a transaction is committed under a backlog, in seconds.
         beat: called wherever it waits, so that the watchdog sees progress.
+        seal: see `ecluse.transport.delivery.Seal`.
     """
 
-    def __init__(self, config: Config, commit_interval: float, beat: Callable[[], None]) -> None:
+    def __init__(self, config: Config, commit_interval: float, beat: Callable[[], None], seal: Seal = nothing) -> None:
         timeout = config["transaction.timeout.ms"] / 1e3
         call_seconds = min(CALL_SECONDS, timeout / 2)
         self._config = config | {
@@ -88,6 +89,7 @@ class ExactlyOnce:
         self._call_seconds = call_seconds
         self._interval = commit_interval
         self._beat = beat
+        self._seal = seal
         self._producer: Producer | None = None
         self._opened: float | None = None
         self._queued_bytes = 0
@@ -197,10 +199,15 @@ class ExactlyOnce:
             if self._opened is None:
                 producer.begin_transaction()
                 self._opened = time.monotonic()
+            # All that is produced and not confirmed is in this transaction, and nothing else is.
+            for output in self._seal([chunk for ledger in ledgers for chunk in ledger.produced]):
+                producer.produce(output.topic, output.value, output.key, 0, headers=output.headers)
             self._again(producer.send_offsets_to_transaction, patience, places, membership(consumer))
             self._again(producer.commit_transaction, patience)
         except KafkaException as error:
             self._abort(error.args[0])
+        except BufferError:
+            self._abort(KafkaError(KafkaError._QUEUE_FULL))
         self._close()
         self._aborts_in_a_row = 0
         for ledger, offset in sent.items():
@@ -267,8 +274,13 @@ def membership(consumer: Consumer) -> object:
         KafkaException: this consumer is no member now. A live group would take its offsets without fencing.
     """
     metadata = consumer.consumer_group_metadata()
-    # librdkafka's own format: "CGMDv2:", then the generation (KIP-848: the member's epoch) as a 32-bit number.
-    raw = bytes(metadata) if metadata is not None else b""
-    if raw[:7] != b"CGMDv2:" or struct.unpack_from("<i", raw, 7)[0] < 0:
+    if generation(metadata) < 0:
         raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "this worker is no member of its group now"))
     return metadata
+
+
+def generation(metadata: object) -> int:
+    """The group's generation in a consumer's metadata (KIP-848: the member's epoch); 0 or less where it is no member."""
+    # librdkafka's own format: "CGMDv2:", then the generation as a 32-bit number.
+    raw = bytes(metadata) if metadata is not None else b""  # type: ignore[call-overload]
+    return int(struct.unpack_from("<i", raw, 7)[0]) if raw[:7] == b"CGMDv2:" else -1

@@ -3,18 +3,22 @@
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ecluse import cluster
+from ecluse.contract.records import BYPASS, BypassSample, Prediction
+from ecluse.model.registry import read_registry
 from ecluse.settings import Settings
 from tests.chaos.brokers import Broker
 from tests.chaos.fleet import Fleet, Member
 from tests.chaos.load import Load
 from tests.chaos.proxy import Proxy
 from tests.chaos.watch import Watch, unfinished
-from tests.workers import audited, wait_until
+from tests.counted import require_counted_once
+from tests.workers import audited, records, wait_until
 
 #: How long the workers may take to commit all events after the load has ended, in seconds.
 CATCH_UP = 150.0
@@ -157,7 +161,20 @@ class Case:
         assert report.doubled == 0 or not self.exactly_once, report.verdict
         assert self.watch.count == report.predictions
         assert report.dead_letters == self.load.poisoned or not self.exactly_once
+        self._require_samples()
+        if self.exactly_once:
+            require_counted_once(self.settings)
         return self.result
+
+    def _require_samples(self) -> None:
+        """Each event that went past the model has its sample, and no other has one; exactly one where nothing may double."""
+        switched = read_registry(self.settings).switches.get(self.settings.model_name)
+        predictions = records(self.settings, self.settings.names.predictions, Prediction)
+        past = Counter(made.source for made in predictions if made.arm == BYPASS)
+        samples = Counter(made.source for made in records(self.settings, self.settings.names.bypass, BypassSample))
+        assert bool(past) == (switched is not None)
+        assert samples.keys() == past.keys()
+        assert not self.exactly_once or samples == past
 
     def _until(self, what: str, condition: Callable[[], bool], revive: bool) -> None:
         def reached() -> bool:
@@ -175,7 +192,7 @@ class Case:
         names = self.settings.names
         return not any(
             unfinished(self.settings, topic, range(self.settings.topics.partitions))
-            for topic in (names.predictions, names.alerts, names.dead_letters)
+            for topic in (names.predictions, names.alerts, names.bypass, names.dead_letters)
         )
 
     def end(self) -> None:

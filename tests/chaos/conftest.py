@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from console.bypass import switch_of
 from ecluse import cluster
-from ecluse.contract.records import Release, Route
-from ecluse.model.registry import announce, read_registry
+from ecluse.contract.records import Arm, Release
+from ecluse.model.artefact import verified
+from ecluse.model.registry import read_registry
+from ecluse.model.routes import announce, set_switch
+from ecluse.secrets import make_secret
 from ecluse.settings import Settings
 from tests.chaos.brokers import LATE_ABORTS, SHORT_CONSUMER_SESSION, Broker
 from tests.chaos.case import Case, Result
@@ -57,7 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     lines = (
-        "chaos(seconds, also, some, broker, worker, autoscale): a case, about how long it takes, how else it runs, and on what",
+        "chaos(seconds, also, some, broker, worker, autoscale, bypass): a case, about how long it takes, how else it runs, on "
+        "what, and which share of its events goes past the model",
         "whole_suite: holds of the whole suite only",
     )
     for line in lines:
@@ -119,7 +124,7 @@ def _chosen(config: pytest.Config) -> str:
 def _mark(item: pytest.Item) -> dict[str, Any]:
     mark = item.get_closest_marker("chaos")
     assert mark is not None
-    return {"some": False, "broker": "shared", "worker": {}, "autoscale": {}} | mark.kwargs
+    return {"some": False, "broker": "shared", "worker": {}, "autoscale": {}, "bypass": 0.0} | mark.kwargs
 
 
 def _kind(item: pytest.Item) -> str:
@@ -128,15 +133,26 @@ def _kind(item: pytest.Item) -> str:
 
 
 @pytest.fixture(scope="session")
-def champion(servers: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Release, Route]:
-    """A model for all cases, trained once: its store, its release, and the route that makes it champion."""
+def champion(
+    servers: str, tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path]
+) -> tuple[dict[str, Any], Release, Arm]:
+    """A model for all cases, trained once: the settings of models, its release, and the arm that makes it champion."""
     folder = tmp_path_factory.mktemp("champion")
-    settings = _settings(servers, folder / "models")
+    model = {
+        "name": MODEL,
+        "store": str(folder / "models"),
+        "cache": folder / "cache",
+        "signing_key": keys[0],
+        "trusted_keys": (keys[1],),
+        "label": "fraud",
+    }
+    settings = _settings(servers, model)
     cluster.create_topics(settings)
     train_champion(settings, folder)
     registry = read_registry(settings)
     (release,) = registry.releases.values()
-    return folder / "models", release, registry.routes[MODEL].route
+    verified(settings, release.version, release)  # into the cache: a worker whose disk is full finds it there
+    return model, release, registry.routes[MODEL].route.champion
 
 
 @pytest.fixture(scope="session")
@@ -148,12 +164,12 @@ def short_session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 
 @pytest.fixture
 def case(
-    request: pytest.FixtureRequest, variant: Variant, champion: tuple[Path, Release, Route], tmp_path: Path
+    request: pytest.FixtureRequest, variant: Variant, champion: tuple[dict[str, Any], Release, Arm], tmp_path: Path
 ) -> Iterator[Case]:
     """The case: its stream is there, a champion too; workers and load it starts itself."""
     config, mark = request.config, _mark(request.node)
     few = str(config.getoption("chaos", "some")) == "some"
-    store, release, route = champion
+    model, release, arm = champion
     worker = {
         "session_timeout_seconds": 6,
         "delivery": "at_least_once" if variant.kind == "at_least_once" else "exactly_once",
@@ -168,9 +184,14 @@ def case(
         if broker and mark["broker"] == "proxied":
             proxy = stack.enter_context(Proxy(broker.proxy_port, broker.behind_proxy))
         servers = broker.servers if broker else request.getfixturevalue("servers")
-        settings = _settings(servers, store, worker=worker | mark["worker"], autoscale=mark["autoscale"])
+        bypass = {"secret_file": tmp_path / "bypass.key", "max_share": 1.0}
+        sections = {"worker": worker | mark["worker"], "autoscale": mark["autoscale"], "bypass": bypass}
+        settings = _settings(servers, model, **sections)
         cluster.create_topics(settings)
-        announce(settings, release, route)
+        announce(settings, release, arm)
+        if mark["bypass"]:
+            make_secret(tmp_path / "bypass.key")
+            set_switch(settings, switch_of(settings, mark["bypass"]), None)
         seed = config.stash[SEED] if variant.round == 1 else f"{config.stash[SEED]}-{variant.round}"
         name = f"{request.node.originalname.removeprefix('test_').replace('_', ' ')} [{variant.kind}]"
         case = Case(name, seed, settings, tmp_path, FEW_EVENTS if few else EVENTS, broker, proxy)
@@ -194,7 +215,7 @@ def _started(data: Path, settings: dict[str, str]) -> Iterator[Broker]:
         broker.stop()
 
 
-def _settings(servers: str, store: Path, **sections: dict[str, Any]) -> Settings:
+def _settings(servers: str, model: dict[str, Any], **sections: dict[str, Any]) -> Settings:
     return Settings(
         stream={
             "name": f"chaos-{uuid.uuid4().hex[:12]}",
@@ -205,7 +226,7 @@ def _settings(servers: str, store: Path, **sections: dict[str, Any]) -> Settings
         },
         kafka={"bootstrap_servers": servers},
         topics={"partitions": 8},
-        model={"name": MODEL, "store": str(store), "label": "fraud"},
+        model=model,
         **sections,
     )
 

@@ -139,8 +139,9 @@ class Fleet:
         wait_until(f"{count} workers have partitions", shared)
 
     def stop_all(self) -> list[int]:
-        """SIGTERM to all that run; their exit codes."""
+        """SIGTERM to all that run, once each has begun; their exit codes."""
         running = self.running
+        wait_until("each worker has begun", lambda: all("http://" in member.text for member in running))
         for member in running:
             member.signal(signal.SIGTERM)
         end = time.monotonic() + DEADLINE

@@ -45,6 +45,11 @@ class Load(threading.Thread):
         self._values = [json.dumps(row)[1:].encode() for row in rows]
         self._poison = json.dumps(rows[0] | {"night": POISON})[1:].encode()
 
+    @property
+    def values(self) -> list[bytes]:
+        """The events as they are sent, in turn, but for their ids: event ``e-n`` is number n modulo their count."""
+        return [b"{" + value for value in self._values]
+
     def run(self) -> None:
         """Send what is due, every hundredth of a second."""
         try:

@@ -11,7 +11,7 @@ from tests.workers import wait_until
 pytestmark = pytest.mark.timeout(400)
 
 
-@pytest.mark.chaos(seconds=30, also=["at_least_once", "kip848"], some=True)
+@pytest.mark.chaos(seconds=30, also=["at_least_once", "kip848"], some=True, bypass=0.2)
 def test_a_worker_joins(case: Case) -> None:
     case.begin(1)
     case.pause(1.0, 3.0)
@@ -31,7 +31,7 @@ def test_a_worker_leaves(case: Case) -> None:
     case.finish()
 
 
-@pytest.mark.chaos(seconds=45, also=["at_least_once", "kip848"], some=True)
+@pytest.mark.chaos(seconds=45, also=["at_least_once", "kip848"], some=True, bypass=0.2)
 def test_a_worker_is_killed_in_mid_transaction(case: Case) -> None:
     """Its successor comes in its slot or in another, as the seed says, or not at all."""
     members = case.begin(2)
@@ -57,7 +57,7 @@ def test_all_workers_are_killed(case: Case) -> None:
     case.finish()
 
 
-@pytest.mark.chaos(seconds=50, some=True)
+@pytest.mark.chaos(seconds=50, some=True, bypass=0.2)
 def test_a_worker_is_frozen_past_its_session_and_wakes(case: Case) -> None:
     frozen_and_woken(case)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from console import broker
-from ecluse.settings import KafkaSettings
+from ecluse.sections import KafkaSettings
 from tests.cli import ecluse, json_of
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,26 +18,34 @@ from confluent_kafka.admin import AdminClient
 from ingest import generate
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 90.0
+DEADLINE = 300.0
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small labelled file: 30 days, so that it is split by its days."""
     path = tmp_path_factory.mktemp("data") / "payments.parquet"
-    generate(5, 30, customers=400, terminals=800).write_parquet(path)
+    generate(5, 30, customers=600, terminals=1_200).write_parquet(path)
     return path
 
 
 class Demo:
     """The command, running with a folder for temporary files that is all its own."""
 
-    def __init__(self, temporary: Path, file: Path, *args: str, **environment: str) -> None:
+    def __init__(self, temporary: Path, file: Path | None, *args: str, **environment: str) -> None:
         self.temporary = temporary
         self._log = temporary.parent / "demo.log"
         with self._log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "console", "demo", "--data", str(file), "--headless", *args],
+                [
+                    sys.executable,
+                    "-m",
+                    "console",
+                    "demo",
+                    "--headless",
+                    *(("--data", str(file)) if file else ()),
+                    *args,
+                ],
                 env=os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)} | environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -99,7 +108,7 @@ class Demo:
 
 
 @contextmanager
-def demo(folder: Path, file: Path, *args: str, **environment: str) -> Iterator[Demo]:
+def demo(folder: Path, file: Path | None, *args: str, **environment: str) -> Iterator[Demo]:
     temporary = folder / "tmp"
     temporary.mkdir()
     running = Demo(temporary, file, *args, **environment)
@@ -111,17 +120,44 @@ def demo(folder: Path, file: Path, *args: str, **environment: str) -> Iterator[D
             running.process.communicate(timeout=DEADLINE)
 
 
-def test_every_event_is_accounted_for_and_alerts_have_reasons(tmp_path: Path, file: Path) -> None:
-    with demo(tmp_path, file, "--events", "500", "--json", KAFKA_BOOTSTRAP_SERVERS="") as running:
-        running.until("both workers", lambda: "✓ workers" in running.said)
+@pytest.mark.timeout(600)
+def test_a_drift_leads_to_a_request_to_a_study_to_a_signed_challenger_and_on_promotion_to_the_champion_by_topics_alone(
+    tmp_path: Path,
+) -> None:
+    with demo(tmp_path, None, "--events", "9000", "--json", KAFKA_BOOTSTRAP_SERVERS="") as running:
+        running.until("the processes", lambda: "✓ workers" in running.said)
         code, printed = running.end()
     assert code == 0, running.said
     result = json.loads(printed)
-    assert result["events"] == 500 + 12
-    assert (result["predictions"], result["dead_letters"]) == (500 + 3, 9)
-    assert (result["missing"], result["doubled"]) == (0, 0)
-    assert result["alerts"] >= result["alerts_with_reasons"] > 0
+    require_every_event_accounted_for(result, 9_000)
+    request, run, study = result["request"], result["run"], result["study"]
+    assert (result["requests"], request["asker"], request["version"]) == (1, "drift", 1)
+    assert request["inputs"][0] in ("amount", "customer_mean_amount_1d"), request["reason"]
+    assert (run["request"], run["state"], run["version"]) == (request["id"], "published", 2)
+    assert result["champion_when_released"] == 1
+    assert result["verified"]["version"] == 2 and result["verified"]["signed_by"].endswith(".pub.pem")
+    assert study["picked"] in [candidate["name"] for candidate in study["candidates"] if candidate["average_precision"]]
+    assert result["by_version"].keys() == {"1", "2"}, running.said
+    told = [running.said.index(what) for what in (request["id"], "2 is released", "model verify 2", "2 is promoted")]
+    assert told == sorted(told)
+    for worker in ("worker 1", "worker 2"):
+        assert f"{worker} scores its first event by version 2" in running.said
     running.require_nothing_left()
+
+
+def require_every_event_accounted_for(result: dict[str, Any], rows: int) -> None:
+    """Rows, three events of another make and nine broken ones: on the topics, in the profiles, in the store, in the set."""
+    assert result["events"] == rows + 12
+    assert (result["predictions"], result["dead_letters"]) == (rows + 3, 9)
+    assert (result["missing"], result["doubled"]) == (0, 0)
+    assert sum(result["by_version"].values()) == result["profiled"] == rows + 3
+    assert result["alerts"] >= result["alerts_with_reasons"] > 0
+    stored, counts = result["stored"], result["set"]["counts"]
+    assert (stored["events"], stored["predictions"]) == (rows + 12, rows + 3)
+    assert 0 < stored["bypass"] == result["bypassed"] == counts["bypassed"] < rows
+    assert counts["rows"] + counts["blocked"] == rows + 3
+    assert counts["positives"] == stored["labels"]
+    assert {"false_discovery_rate", "false_positive_rate"} == result["set"]["rates"].keys()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +167,7 @@ def test_every_event_is_accounted_for_and_alerts_have_reasons(tmp_path: Path, fi
 def test_a_signal_at_any_time_leaves_nothing_behind(
     tmp_path: Path, file: Path, number: signal.Signals, moment: str
 ) -> None:
-    with demo(tmp_path, file, "--events", "50000", KAFKA_BOOTSTRAP_SERVERS="") as running:
+    with demo(tmp_path, file, "--events", "4000", KAFKA_BOOTSTRAP_SERVERS="") as running:
         conditions = {
             "starting the broker": lambda: any("kafka.Kafka" in process.cmdline() for process in running.named()),
             "training": lambda: any("train" in process.cmdline() for process in running.named()),
@@ -148,7 +184,7 @@ def test_a_signal_at_any_time_leaves_nothing_behind(
 def test_a_worker_that_dies_ends_the_demo_with_its_log_and_a_foreign_cluster_keeps_none_of_its_topics(
     tmp_path: Path, file: Path, servers: str
 ) -> None:
-    with demo(tmp_path, file, "--events", "50000", KAFKA_BOOTSTRAP_SERVERS=servers) as running:
+    with demo(tmp_path, file, "--events", "4000", KAFKA_BOOTSTRAP_SERVERS=servers) as running:
         running.until("streaming", lambda: "/s)  lag " in running.said)
         worker = running.worker()
         assert worker is not None

@@ -19,9 +19,9 @@ from ecluse import cluster
 from ecluse.contract.headers import ERROR_PREFIX, Headers
 from ecluse.contract.records import Prediction, Source
 from ecluse.contract.schema import Field, FieldType
+from ecluse.deadletters import DeadLetters
 from ecluse.errors import BrokerError, DataError, DeliveryError, RecordError, Stage
 from ecluse.settings import Settings
-from scoring.deadletters import DeadLetters
 from tests.cli import config_file, dead_letter, ecluse, json_of, produce
 from tests.conftest import MakeSettings
 from tests.unit.test_pipeline import FakeRecord

@@ -1,6 +1,5 @@
 """`ecluse doctor`: each fault is found, named, and comes with what to do about it."""
 
-import random
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from confluent_kafka.admin import AdminClient
 
 from ecluse import kafka
 from ecluse.settings import Settings
-from retrain.training import train_and_publish
 from tests.cli import commit, ecluse, json_of, produce
 from tests.conftest import MakeSettings
+from tests.workers import train_champion
 
 EVENT = b'{"amount": 1.5, "terminal_risk_30d": 0.1, "night": 0}'
 
@@ -25,24 +24,8 @@ def checks(settings: Settings | None, *args: str) -> tuple[int, dict[str, Any]]:
     return result.exit_code, {check["name"]: check for check in found}
 
 
-def with_model(settings: Settings, folder: Path) -> Settings:
-    """The stream with a small trained and routed model."""
-    random_ = random.Random(7)
-    rows = ["time,amount,terminal_risk_30d,night,fraud"]
-    for number in range(400):
-        fraud = number % 8 == 0
-        amount = random_.uniform(300, 900) if fraud else random_.uniform(1, 200)
-        rows.append(
-            f"2026-01-{1 + number // 20:02}T00:00:00Z,{amount:.2f},{random_.random():.3f},{number % 2},{int(fraud)}"
-        )
-    file = folder / "rows.csv"
-    file.write_text("\n".join(rows), encoding="utf-8")
-    train_and_publish(settings, file)
-    return settings
-
-
 def test_a_stream_that_is_ready_is_well(stream: Settings, tmp_path: Path) -> None:
-    with_model(stream, tmp_path)
+    train_champion(stream, tmp_path)
     result = ecluse(stream, "doctor")
     assert result.exit_code == 0, result.output
     assert "Nothing is wrong." in result.stdout
@@ -53,7 +36,7 @@ def test_a_stream_that_is_ready_is_well(stream: Settings, tmp_path: Path) -> Non
 
 
 def test_a_model_that_is_not_in_the_store_is_a_fault(stream: Settings, tmp_path: Path) -> None:
-    with_model(stream, tmp_path)
+    train_champion(stream, tmp_path)
     elsewhere = stream.model_copy(
         update={"model": stream.model.model_copy(update={"store": str(tmp_path / "x" / "s")})}
     )
@@ -62,6 +45,17 @@ def test_a_model_that_is_not_in_the_store_is_a_fault(stream: Settings, tmp_path:
     assert code == 1
     assert not found["model"]["ok"]
     assert str(tmp_path / "x" / "s") in found["model"]["advice"]
+
+
+def test_a_model_that_workers_would_refuse_is_a_fault_with_what_to_do(stream: Settings, tmp_path: Path) -> None:
+    train_champion(stream, tmp_path)
+    (Path(stream.model.store) / stream.model_name / "1" / "model.sig").unlink()
+    _, found = checks(stream)
+    assert not found["model"]["ok"] and "is not signed" in found["model"]["seen"]
+    assert "ecluse model sign 1" in found["model"]["advice"]
+    production = stream.model_copy(update={"model": stream.model.model_copy(update={"production": True})})
+    _, found = checks(production)
+    assert "is a development key" in found["model"]["seen"] and "[model]" in found["model"]["advice"]
 
 
 def test_a_stream_without_a_model_is_told_to_train_one(stream: Settings) -> None:

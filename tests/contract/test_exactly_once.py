@@ -19,7 +19,6 @@ from ecluse import cluster, kafka
 from ecluse.settings import Settings
 from ecluse.transport.ledger import Ledger, Output
 from ecluse.transport.transactions import Aborted, ExactlyOnce
-from scoring.worker import membership
 from tests.conftest import MakeSettings
 from tests.workers import (
     WorkerProcess,
@@ -81,7 +80,7 @@ def test_a_restart_in_the_same_slot_ends_the_open_transaction_of_the_killed_work
     # A session, and with it a transaction's time-out, far beyond the test's deadlines.
     settings = trained(make_settings(servers, worker={"slot": "a", "session_timeout_seconds": 300}), tmp_path)
     client = kafka.admin(settings)
-    send(settings, json_values(events(20_000)) * 10)
+    send(settings, json_values(events(20_000)) * 5)
     with worker(settings) as first:
         kill_in_mid_transaction(first, client, settings)
     assert held_back(client, settings) > 0
@@ -93,18 +92,18 @@ def test_of_two_workers_in_one_slot_the_first_is_fenced_and_both_go_on_without_l
     servers: str, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = trained(make_settings(servers, worker={"slot": "same"}), tmp_path)
-    values = json_values(events(20_000))
-    send(settings, values * 3)
+    values = json_values(events(15_000))
+    send(settings, values)
     with worker(settings) as first:
         wait_until("the first works", scored(settings, 1))
         with worker(settings) as second:
-            send(settings, values * 3)
+            send(settings, values)
             wait_until("the first is fenced", lambda: "a new one takes its place" in first.text)
-            wait_until("all are scored", scored(settings, 120_000))
+            wait_until("all are scored", scored(settings, 30_000))
             assert second.stop() == 0
         assert first.stop() == 0
     report = audited(settings)
-    assert (report.events, report.missing, report.doubled) == (120_000, 0, 0)
+    assert (report.events, report.missing, report.doubled) == (30_000, 0, 0)
 
 
 def test_a_broker_killed_under_an_open_transaction_and_restarted_never_hangs_the_client(
@@ -121,7 +120,7 @@ def test_a_broker_killed_under_an_open_transaction_and_restarted_never_hangs_the
     inside, go_on = threading.Event(), threading.Event()
 
     def client() -> None:
-        group = kafka.consumer_config(settings, settings.group) | membership(settings.worker, settings.group)
+        group = kafka.consumer_config(settings, settings.group) | kafka.membership(settings.worker, settings.group)
         delivery = ExactlyOnce(kafka.transactional_config(settings, f"{settings.group}-a", 60), 0.1, lambda: None)
         delivery.ready()
         with closing(Consumer(group)) as consumer:
@@ -185,7 +184,7 @@ def test_the_consumer_protocol_shares_the_partitions_and_loses_and_doubles_nothi
     servers: str, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = trained(make_settings(servers, worker={"group_protocol": "consumer"}), tmp_path)
-    values = json_values(events(20_000))
+    values = json_values(events(5_000))
     with worker(settings) as first:
         send(settings, values)
         with worker(settings) as second:
@@ -196,9 +195,9 @@ def test_the_consumer_protocol_shares_the_partitions_and_loses_and_doubles_nothi
             send(settings, values)
             assert second.stop() == 0
         send(settings, values)
-        wait_until("all are scored", scored(settings, 60_000))
+        wait_until("all are scored", scored(settings, 15_000))
     report = audited(settings)
-    assert (report.events, report.missing, report.doubled) == (60_000, 0, 0)
+    assert (report.events, report.missing, report.doubled) == (15_000, 0, 0)
 
 
 def test_a_static_member_that_comes_back_within_its_session_moves_nothing(

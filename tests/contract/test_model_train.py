@@ -1,21 +1,17 @@
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from confluent_kafka import KafkaException, Producer
 from typer.testing import CliRunner
 
 from console.main import app
-from ecluse import kafka
-from ecluse.contract.records import Arm, Release, Route, Thresholds
+from ecluse.contract.records import Arm
 from ecluse.errors import ModelRefused, TopicsWrong
-from ecluse.model.registry import announce, read_registry
-from ecluse.model.runtime import load_model
+from ecluse.model.artefact import load_model
+from ecluse.model.manifest import Manifest
+from ecluse.model.registry import read_registry
 from ecluse.model.store import ModelStore
 from ecluse.settings import Settings
 from retrain.training import train_and_publish
@@ -46,14 +42,6 @@ def labelled(folder: Path, rows: int = 1500) -> Path:
     return path
 
 
-def release(name: str, version: int, digest: str = "0" * 64) -> Release:
-    return Release(name, version, time.time(), digest, 1)
-
-
-def route(name: str, version: int) -> Route:
-    return Route(name, (Arm("champion", version, Thresholds(0.5, 0.9)),), time.time())
-
-
 def test_training_releases_a_model_that_workers_can_load_and_makes_it_champion(
     stream: Settings, tmp_path: Path
 ) -> None:
@@ -70,9 +58,8 @@ def test_training_releases_a_model_that_workers_can_load_and_makes_it_champion(
     assert [feature.name for feature in manifest.features] == ["amount", "terminal_risk_30d", "night"]
     assert manifest.training["left_out"] == {"transaction_id": "the id", "time": "the time", "customer_id": "the key"}
 
-    schema, store = stream.stream.schema_of_events(), ModelStore.of(stream)
-    model = load_model(store, stream.model_name, 1, schema, registry.releases[stream.model_name, 1])
-    model.warm()
+    schema = stream.stream.schema_of_events()
+    model = load_model(stream, 1, registry.releases[stream.model_name, 1])
     rows = pl.read_parquet(file)
     events = [schema.decode(msgspec.json.encode(row)) for row in rows.drop("fraud").to_dicts()]
     scores = model.score(model.features.matrix(events))
@@ -119,76 +106,6 @@ def test_training_begins_only_where_its_topic_is(servers: str, make_settings: Ma
         train_and_publish(make_settings(servers), tmp_path / "need not be there")
 
 
-@pytest.mark.parametrize("encoding", ["msgpack", "json"])
-def test_a_release_and_its_route_are_read_back_in_either_format(
-    servers: str, make_settings: MakeSettings, encoding: str
-) -> None:
-    from ecluse import cluster
-
-    settings = make_settings(servers, stream={"encoding": encoding})
-    cluster.create_topics(settings)
-    written = release("cards", 1), route("cards", 1)
-    revision = announce(settings, *written)
-    registry = read_registry(settings)
-    assert registry.releases["cards", 1] == written[0]
-    assert (registry.routes["cards"].route, registry.routes["cards"].revision) == (written[1], revision)
-
-
-def test_the_registry_passes_over_what_it_cannot_read_and_forgets_what_is_taken_back(
-    stream: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    announce(stream, release("cards", 1), route("cards", 1))
-    announce(stream, release("cards", 2), route("cards", 2))
-    writer = kafka.producer(stream)
-    records: list[tuple[Any, Any]] = [
-        ("release/cards/3", b"nonsense"),
-        ("release/cards/x", None),
-        ("release/cards/4", msgspec.msgpack.encode(release("cards", 5))),
-        ("route/cards", msgspec.json.encode({"name": "cards", "arms": [], "created_at": 0})),
-        (b"\xff", b"\xff"),
-        ("later/kind", b"{}"),
-        ("release/cards/1", None),
-    ]
-    for key, value in records:
-        writer.produce(stream.names.models, key=key, value=value)
-    assert writer.flush(10) == 0
-    registry = read_registry(stream)
-    assert list(registry.releases) == [("cards", 2)]
-    assert registry.routes["cards"].route.champion.version == 2
-    assert len([line for line in caplog.messages if "is passed over" in line]) == 5
-
-
-def test_writers_at_once_all_get_their_turn(stream: Settings) -> None:
-    versions = range(1, 4)
-    with ThreadPoolExecutor(3) as writers:
-        turns = [writers.submit(announce, stream, release("cards", v), route("cards", v)) for v in versions]
-        revisions = {version: turn.result(60) for version, turn in zip(versions, turns, strict=True)}
-    registry = read_registry(stream)
-    assert sorted(registry.releases) == [("cards", version) for version in versions]
-    last = max(revisions, key=lambda version: revisions[version])
-    routed = registry.routes["cards"]
-    assert (routed.route.champion.version, routed.revision) == (last, revisions[last])
-
-
-def test_what_an_unfinished_writer_left_is_never_seen(stream: Settings) -> None:
-    slow = Producer(kafka.client_config(stream.kafka) | {"transactional.id": f"{stream.names.prefix}route"})
-    slow.init_transactions(10)
-    slow.begin_transaction()
-    slow.produce(stream.names.models, key="release/cards/9", value=msgspec.msgpack.encode(release("cards", 9)))
-    assert slow.flush(10) == 0
-    announce(stream, release("cards", 1), route("cards", 1))
-    with pytest.raises(KafkaException):
-        slow.commit_transaction(10)
-    assert list(read_registry(stream).releases) == [("cards", 1)]
-
-
-def test_a_version_is_never_released_twice_with_different_artefacts(stream: Settings) -> None:
-    announce(stream, release("cards", 1), route("cards", 1))
-    announce(stream, release("cards", 1), route("cards", 1))
-    with pytest.raises(ModelRefused, match="Version 1 of model cards is released already"):
-        announce(stream, release("cards", 1, "f" * 64), route("cards", 1))
-
-
 def test_the_command_prints_the_summary_and_as_json_the_manifest(
     stream: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +114,7 @@ def test_the_command_prints_the_summary_and_as_json_the_manifest(
     config.write_text(
         f'[stream]\nname = "{stream.stream.name}"\ntime_field = "time"\n'
         '[stream.fields]\ntime = "time"\namount = "number"\nterminal_risk_30d = "number"\n'
-        f'[model]\nlabel = "fraud"\nstore = "{tmp_path}/models"\n'
+        f'[model]\nlabel = "fraud"\nstore = "{tmp_path}/models"\nsigning_key = "{stream.model.signing_key}"\n'
         "[topics]\npartitions = 4\n"
     )
     arguments = ["model", "train", str(labelled(tmp_path)), "-c", str(config), "--since", "2026-01-02"]
@@ -209,3 +126,10 @@ def test_the_command_prints_the_summary_and_as_json_the_manifest(
     answer = msgspec.json.decode(printed.stdout)
     assert answer["manifest"]["version"] == 2
     assert answer["manifest"]["training"]["held_out_span"][0].startswith("2026-02-01")
+
+    def outrun(*_: object) -> tuple[Manifest, None]:
+        return msgspec.convert(answer["manifest"], Manifest), None
+
+    monkeypatch.setattr("retrain.training.train_and_publish", outrun)
+    late = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "version 2, released; a newer version is champion already" in " ".join(late.stdout.split())

@@ -266,7 +266,7 @@ async def test_leaving_without_a_broker_raises_what_is_not_confirmed_and_hides_n
     settings = make_settings(broker.servers)
     cluster.create_topics(settings)
     other = await Publisher(settings, flush_seconds=0.2).__aenter__()
-    with pytest.raises(DeliveryError, match=r"3 events were not confirmed within 0\.5 s"):
+    with pytest.raises(DeliveryError, match=r"3 records were not confirmed within 0\.5 s"):
         async with Publisher(settings, flush_seconds=0.5) as publisher:
             await publisher.publish(EVENT)
             await asyncio.to_thread(kill, broker)
@@ -279,4 +279,4 @@ async def test_leaving_without_a_broker_raises_what_is_not_confirmed_and_hides_n
     await other.publish_encoded([(b"k", b"{}")])
     error = LookupError()
     await other.__aexit__(LookupError, error, None)
-    assert "1 events were not confirmed" in error.__notes__[0]
+    assert "1 records were not confirmed" in error.__notes__[0]

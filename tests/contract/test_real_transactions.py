@@ -36,7 +36,9 @@ def day(number: int) -> dt.datetime:
 
 @pytest.mark.skipif(not FILE.is_file(), reason="CARD_TRANSACTIONS names no file")
 @pytest.mark.timeout(240)
-def test_scores_read_from_the_topic_are_the_models_own_and_precise(servers: str, make_settings: MakeSettings) -> None:
+def test_scores_read_from_the_topic_are_the_models_own_and_precise_and_a_batch_gives_the_same(
+    servers: str, make_settings: MakeSettings, tmp_path: Path
+) -> None:
     fields = {"transaction_id": "integer", "time": "time", "amount": "number", "night": "integer", "weekend": "integer"}
     settings = make_settings(servers, stream={"fields": fields | dict.fromkeys(WINDOWS, "number")})
     cluster.create_topics(settings)
@@ -54,6 +56,13 @@ def test_scores_read_from_the_topic_are_the_models_own_and_precise(servers: str,
     scores = np.array([made[str(number)] for number in rows["transaction_id"]])
     assert average_precision_score(rows["fraud"].to_numpy(), scores) >= 0.70
     assert np.abs(scores - _own_scores(settings, manifest.version, rows)).max() <= 1e-5
+
+    rows.write_parquet(file := tmp_path / "rows.parquet")
+    batch = ecluse(settings, "score", str(file), "--out", str(out := tmp_path / "scores.csv"))
+    assert batch.exit_code == 0, batch.output
+    in_batch = pl.read_csv(out)
+    assert in_batch["transaction_id"].equals(rows["transaction_id"])
+    assert np.abs(in_batch["score"].to_numpy() - scores).max() <= 1e-6
 
 
 def _own_scores(settings: Settings, version: int, rows: pl.DataFrame) -> np.ndarray:

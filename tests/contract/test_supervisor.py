@@ -144,15 +144,14 @@ def test_workers_end_with_a_supervisor_that_is_killed(trained: Settings) -> None
 def test_a_worker_that_cannot_start_is_given_up_loudly(
     trained: Settings, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    onnx = next(Path(trained.model.store).glob("*/1/model.onnx"))
-    onnx.write_bytes(onnx.read_bytes()[:-1])
-    supervisor = supervisor_of(trained, config_file(trained), delays=(0.1,))
+    nobody = trained.model_copy(update={"model": trained.model.model_copy(update={"trusted_keys": ()})})
+    supervisor = supervisor_of(nobody, config_file(nobody), delays=(0.1,))
     supervisor.scale(1)
     assert supervisor.run() == 1
     (loud,) = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
     assert "failed 2 times in a row, at last with exit code 1" in loud
-    assert "model.onnx" in loud
-    assert re.search(r"^\S+-0 \| .*model\.onnx", capsys.readouterr().err, re.MULTILINE)
+    assert "model.trusted_keys is empty" in loud
+    assert re.search(r"^\S+-0 \| .*model\.trusted_keys", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_more_processes_than_partitions_are_not_started(servers: str, make_settings: MakeSettings) -> None:

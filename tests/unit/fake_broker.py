@@ -77,7 +77,8 @@ class Broker:
         self.clock = Clock()
         self.events: dict[int, list[int]] = {partition: [] for partition in range(partitions)}
         self.ends = dict.fromkeys(range(partitions), 0)
-        self.outputs: dict[int, list[tuple[Transaction, int]]] = {partition: [] for partition in range(partitions)}
+        #: What was produced for a partition's events; what was sealed of them stands at -1 - partition.
+        self.outputs: defaultdict[int, list[tuple[Transaction, int]]] = defaultdict(list)
         self.ids: defaultdict[str, TransactionalId] = defaultdict(TransactionalId)
         self.in_flight: list[tuple[TransactionalId, int]] = []  # commits that may yet arrive, with their epoch
         self.group = Group(self)
@@ -117,9 +118,12 @@ class Broker:
 
     def check(self) -> None:
         for partition, committed in self.group.committed.items():
-            seen = [offset for transaction, offset in self.outputs[partition] if transaction.state == "committed"]
             below = [offset for offset in self.events[partition] if offset < committed]
-            assert seen == below, f"partition {partition} is committed to {committed}, its committed outputs are {seen}"
+            for place in (partition, -1 - partition):
+                seen = [offset for transaction, offset in self.outputs[place] if transaction.state == "committed"]
+                assert seen == below, (
+                    f"partition {partition} is committed to {committed}, committed at {place} are {seen}"
+                )
 
 
 class Group:

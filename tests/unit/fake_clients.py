@@ -60,7 +60,7 @@ class FakeProducer:
         if fault is not None:
             code = KafkaError.MSG_SIZE_TOO_LARGE if fault is Fault.REFUSED else KafkaError._STATE
             raise failure(code, "injected")
-        self.queue.append((partition, int(value)))
+        self.queue.append((partition if key is None else int(key), int(value)))
 
     def poll(self, wait: float) -> None:
         self.broker.clock.now += wait

@@ -13,7 +13,8 @@ from console.autoscale import Autoscaler, Decision, Observation, looking
 from console.supervisor import Slot, Supervisor
 from ecluse.cluster import Backlog
 from ecluse.errors import BrokerUnreachable, SettingsError
-from ecluse.settings import AutoscaleSettings, load
+from ecluse.sections import AutoscaleSettings
+from ecluse.settings import load
 from tests.cli import ecluse
 
 DEFAULTS = AutoscaleSettings()

@@ -15,7 +15,15 @@ from benchmarks.report import Results, append, faster_faust, figures, ratio, sho
 from benchmarks.silence import Change, held, longest_gap
 from benchmarks.silence import figures as figures_of_silence
 from benchmarks.silence import show as show_silence
+from benchmarks.store import Run as StoreRun
+from benchmarks.store import Stored
+from benchmarks.store import figures as figures_of_store
+from benchmarks.store import show as show_store
+from benchmarks.swap import Swaps
+from benchmarks.swap import figures as figures_of_swaps
+from benchmarks.swap import show as show_swaps
 from console.audit import AuditReport, PartitionAudit
+from console.audit_store import StoreReport
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,3 +185,46 @@ def test_a_burst_is_told_and_drawn(burst: Burst, tmp_path: Path, capsys: pytest.
     assert "Nothing is missing" in capsys.readouterr().out
     draw(burst, tmp_path / "burst.png")
     assert (tmp_path / "burst.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- swap --------------------------------------------------------------------------------------------------------------
+
+
+def test_windows_with_changes_are_held_against_those_without(capsys: pytest.CaptureFixture[str]) -> None:
+    part = PartitionAudit(0, 0, 2_500, 2_500, 2_500, 0, 0, 0, 0, 0, 0, ())
+    report = AuditReport("events", (part,), 0.1)
+    quiet, disturbed = [0.002] * 999 + [0.020], [0.002] * 999 + [0.500]
+    found = Swaps([quiet, quiet, disturbed], [[0.003] * 998 + [0.035] * 2] * 3, 12, 11, report)
+    row = figures_of_swaps(found)
+    assert (row["quiet_events"], row["quiet_p50_ms"], row["quiet_p999_ms"], row["quiet_longest_ms"]) == (
+        3000,
+        2,
+        2,
+        500,
+    )
+    assert (row["swapping_p999_ms"], row["swapping_p999_median_window_ms"], row["p999_beyond_ms"]) == (35, 35, 33)
+    assert (row["promoted"], row["scored"], row["events"], row["missing"], row["doubled"]) == (12, 11, 2_500, 0, 0)
+    show_swaps(found)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "+33.0 ms beyond" in shown
+    assert "NOT met" in shown
+    assert "12 promotions, 11 of them scored" in shown
+
+
+def test_the_sinks_row_tells_each_load_and_what_the_audit_of_its_tables_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = tuple(
+        StoreRun(
+            name, records=1_200_000, seconds=60.0, behind=90_000, drained=4.0, cpu_us=15.0, peak_mib=250.0, commits=9
+        )
+        for name in ("20,000 records/s", "20,000 events/s", "backlog")
+    )
+    found = Stored(runs, StoreReport("store", (), 1.0))
+    told = figures_of_store(found)
+    assert [told[f"{key}_per_s"] for key in ("records", "events", "backlog")] == [20_000] * 3
+    assert (told["records_peak_mib"], told["missing"], told["doubled"], told["stray"]) == (250, 0, 0, 0)
+    show_store(found)
+    said = capsys.readouterr().out
+    assert "1,200,000" in said
+    assert "There was no record to compare with the training store." in said

@@ -147,7 +147,19 @@ def test_every_reference_leads_somewhere_and_every_message_is_on_a_channel() -> 
 def test_every_topic_is_a_channel() -> None:
     topics = Topics("ecluse.{stream}.")
     addresses = {channel["address"] for channel in ASYNCAPI["channels"].values()}
-    assert addresses == {topics.events, topics.predictions, topics.alerts, topics.dead_letters, topics.models}
+    assert addresses == {
+        topics.events,
+        topics.predictions,
+        topics.alerts,
+        topics.bypass,
+        topics.labels("{origin}"),
+        topics.profiles,
+        topics.drift,
+        topics.retrain_requests,
+        topics.dead_letters,
+        topics.models,
+        topics.replays,
+    }
 
 
 def test_headers_that_are_written_are_valid_by_the_document() -> None:

@@ -11,12 +11,14 @@ from faust.types import TP
 
 from ecluse.contract.headers import ERROR_PREFIX
 from ecluse.contract.records import Source
+from ecluse.deadletters import DeadLetters
 from ecluse.errors import RecordError, Stage
+from ecluse.health import STILL_SECONDS
+from ecluse.transport.brake import UNCONFIRMED_EVENTS
 from ecluse.transport.ledger import Chunk, Ledger
-from ecluse.transport.owner import UNCONFIRMED_EVENTS, Owner, OwnerConfig
+from ecluse.transport.owner import Owner, OwnerConfig
 from ecluse.transport.transactions import ExactlyOnce
-from scoring.deadletters import DeadLetters
-from scoring.health import STILL_SECONDS, Health
+from scoring.health import Health
 from tests.unit.test_pipeline import FakeRecord
 
 PLACE = TP("events", 0)
@@ -139,8 +141,8 @@ def test_a_rewind_that_the_broker_refuses_for_good_ends_the_worker_and_another_i
 
 def test_a_chunk_that_is_scored_while_the_owner_waits_for_the_broker_does_not_make_the_worker_look_stuck() -> None:
     owner, _ = owner_of(FakeConsumer(None, []))
-    health = Health(60.0)
-    health.warm, health.progress = True, owner.progress
+    health = Health("w-1", 60.0)
+    health.pipeline, health.progress = cast(Any, "scores"), owner.progress
     chunk = owner.ledgers[PLACE].add([], 0, 1, time.monotonic() - 100)
     owner._look()
     assert health.live() != []
@@ -173,8 +175,8 @@ def test_a_fence_that_shows_in_the_producers_poll_ends_that_producer_and_not_the
 def test_an_event_after_a_long_quiet_time_does_not_make_a_worker_unready() -> None:
     consumer = FakeConsumer(None, [])
     owner, _ = owner_of(consumer)
-    health = Health(60.0)
-    health.warm, health.progress = True, owner.progress
+    health = Health("w-1", 60.0)
+    health.pipeline, health.progress = cast(Any, "scores"), owner.progress
     owner.ledgers[PLACE].committed = 0
     owner.progress.assigned = True
     owner.progress.committed_at = owner.progress.moved_at = time.monotonic() - 2 * STILL_SECONDS
@@ -189,8 +191,8 @@ def test_an_event_after_a_long_quiet_time_does_not_make_a_worker_unready() -> No
 def test_commits_that_the_broker_refuses_make_a_worker_unready_though_all_is_confirmed() -> None:
     consumer = FakeConsumer(None, [])
     owner, _ = owner_of(consumer)
-    health = Health(60.0)
-    health.warm, health.progress = True, owner.progress
+    health = Health("w-1", 60.0)
+    health.pipeline, health.progress = cast(Any, "scores"), owner.progress
     ledger = owner.ledgers[PLACE]
     chunk = ledger.add([], 0, 1, 0.0)
     chunk.outputs = ()
@@ -205,8 +207,8 @@ def test_commits_that_the_broker_refuses_make_a_worker_unready_though_all_is_con
 
 def test_a_worker_that_the_group_took_for_dead_is_not_ready_until_it_has_partitions_again() -> None:
     owner, _ = owner_of(FakeConsumer(None, []))
-    health = Health(60.0)
-    health.warm, health.progress = True, owner.progress
+    health = Health("w-1", 60.0)
+    health.pipeline, health.progress = cast(Any, "scores"), owner.progress
     owner.progress.assigned = True
     assert health.ready() == []
     owner._on_lost(cast(Any, None), [TopicPartition(*PLACE)])

@@ -21,6 +21,7 @@ from ecluse.settings import Settings, load
 from ingest.infer import Inferred, infer
 
 SEED = 11
+KEYS = (Path("private.pem"), Path("public.pem"))
 
 
 def random() -> np.random.Generator:
@@ -35,7 +36,7 @@ def configure(path: Path, **named: str) -> tuple[Inferred, Settings]:
     """What `ecluse init` finds, and the settings that its file gives."""
     found = infer(path, **named)
     written = path.parent / "ecluse.toml"
-    written.write_text(render(found, path), encoding="utf-8")
+    written.write_text(render(found, path, KEYS), encoding="utf-8")
     tomllib.loads(written.read_text(encoding="utf-8"))
     settings = load(written)
     every_row_is_an_event(path, settings)
@@ -173,7 +174,7 @@ def test_what_leaks_the_label_is_left_out_and_what_is_only_strong_stays(tmp_path
     assert settings.stream.time_field is None, "a time at which the label became known is no event time"
     for name in ("scenario", "refund", "fraud_reason"):
         assert note(found, name).startswith("LEAKS the label"), name
-    assert '#   "scenario": LEAKS the label' in render(found, tmp_path / "a.parquet")
+    assert '#   "scenario": LEAKS the label' in render(found, tmp_path / "a.parquet", KEYS)
 
 
 def test_few_rows_prove_no_leak_so_a_perfect_number_stays_with_a_warning(tmp_path: Path) -> None:
@@ -297,6 +298,15 @@ def test_what_a_model_cannot_use_is_left_out_with_the_reason(tmp_path: Path) -> 
     assert all(note(found, name) for name in left_out(found))
 
 
+def test_a_text_of_its_own_on_every_row_may_be_the_id(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [f"tx-{i},{i % 7},{i % 2}" for i in range(400)]
+    path.write_text("\n".join(["tx,amount,label", *rows]) + "\n")
+    found, settings = configure(path)
+    assert settings.stream.id_field is None
+    assert "--id" in note(found, "tx")
+
+
 def test_nothing_to_learn_from_no_rows_and_no_file_are_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,label\n1,0\n2,1\n", encoding="utf-8")
     with pytest.raises(DataError, match="no column that a model could learn from"):
@@ -319,6 +329,10 @@ def test_the_command_writes_the_file_once_and_says_what_it_did(tmp_path: Path, m
     assert "LEAKS" in shown.output
     assert "ecluse model train payments.csv" in shown.output
     assert load(Path("ecluse.toml")).stream.name == "payments"
+    model = load(Path("ecluse.toml")).model
+    assert model.signing_key == Path(".ecluse/keys/development.key.pem"), "beside the file, as the store is"
+    assert model.signing_key.stat().st_mode & 0o077 == 0
+    before = model.signing_key.read_bytes()
     again = CliRunner().invoke(app, ["init", "payments.csv"])
     assert again.exit_code == 1
     assert "--force" in again.output
@@ -326,6 +340,7 @@ def test_the_command_writes_the_file_once_and_says_what_it_did(tmp_path: Path, m
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["stream"]["label"] == "fraud"
     assert load(Path("ecluse.toml")).stream.name == "other"
+    assert model.signing_key.read_bytes() == before, "what was signed before is still trusted"
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:

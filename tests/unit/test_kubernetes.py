@@ -22,7 +22,8 @@ from cloudcoil.models.kubernetes.apps.v1 import Deployment
 from cloudcoil.models.kubernetes.policy.v1 import PodDisruptionBudget
 from jsonschema import Draft202012Validator
 
-from ecluse.settings import KafkaSettings, Settings, load
+from ecluse.sections import KafkaSettings
+from ecluse.settings import Settings, load
 from ecluse.transport.owner import FINISH_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +183,15 @@ def test_the_kustomization_names_every_file_and_the_configuration_that_the_pods_
     assert volumes["config"]["configMap"]["name"] == generated["name"]
     assert container()["args"] == ["worker", "--config", f"{mounts['config']}/{generated['files'][0]}"]
     assert set(mounts) == set(volumes)
+
+
+def test_the_pods_have_the_trusted_key_and_a_place_for_the_cache() -> None:
+    (generated,) = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))["configMapGenerator"]
+    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container()["volumeMounts"]}
+    model = configured().model
+    assert [mounts["config"] / file for file in generated["files"][1:]] == list(model.trusted_keys)
+    assert model.cache.is_relative_to(mounts["tmp"]), "nothing else can be written"
+    assert model.production and model.signing_key is None
 
 
 def test_the_image_is_the_one_that_the_dockerfile_makes_of_this_version() -> None:

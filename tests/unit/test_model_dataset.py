@@ -10,7 +10,7 @@ from ecluse.contract.schema import EventSchema, Field, FieldType
 from ecluse.errors import DataError, ModelRefused
 from ecluse.model.features import FeatureSet
 from ecluse.settings import Settings
-from ingest.replay import Replay, _records
+from ingest.replay import Replay
 from retrain.dataset import hold_out, read_rows
 from retrain.inputs import choose_features
 from tests.conftest import MakeSettings
@@ -97,8 +97,36 @@ def test_what_is_held_out_is_the_latest_and_never_shares_a_moment_with_training(
 
 def test_a_slice_without_both_classes_is_refused(settings: Settings, tmp_path: Path) -> None:
     rows = rows_of(settings, tmp_path, fraud=[0, 1, 0, 1, 0, 0])
-    with pytest.raises(ModelRefused, match="The 2 held-out rows, the latest hold 0 positive labels"):
+    with pytest.raises(ModelRefused, match="The 2 held-out rows hold 0 positive labels"):
         hold_out(rows, 0.3, None)
+
+
+SET = {"unit": list("abcd"), "label_origin": ["analyst"] * 4, "entity": ["x", None, "x", None]}
+
+
+def test_the_rows_of_a_training_set_count_for_the_events_that_they_stand_for(
+    settings: Settings, tmp_path: Path
+) -> None:
+    days = [DAY + dt.timedelta(days=day) for day in (3, 2, 1, 0)]
+    rows = rows_of(settings, tmp_path, fraud=[0, 1, 0, 1], time=days, weight=[1.0, 50.0, 1.0, 2.5], **SET)
+    assert rows.weights.tolist() == [2.5, 1.0, 50.0, 1.0]
+    assert len(set(rows.entities)) == 3 and rows.entities[1] == rows.entities[3], "nobody is nobody else"
+    assert any("4 of them stand for 54 events" in note for note in rows.notes)
+    _, late = hold_out(rows, 0.5, None)
+    assert late.weights.tolist() == [50.0, 1.0] and len(set(late.entities)) == 2
+
+
+def test_a_weight_of_somebody_elses_is_not_taken_for_ours(settings: Settings, tmp_path: Path) -> None:
+    rows = rows_of(settings, tmp_path, fraud=[0, 1, 0, 1], weight=[70.5, 81.0, 60.0, 55.0])
+    assert rows.weights.tolist() == [1.0] * 4 and rows.entities is None
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, None, float("nan"), float("inf")])
+def test_a_training_set_with_a_weight_that_is_none_is_refused(
+    settings: Settings, tmp_path: Path, weight: float | None
+) -> None:
+    with pytest.raises(DataError, match=r"'weight' of .* holds no weight in 1 rows"):
+        rows_of(settings, tmp_path, fraud=[0, 1, 0, 1], weight=[1.0, 1.0, weight, 1.0], **SET)
 
 
 def test_a_file_without_the_label_or_a_required_field_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -190,7 +218,7 @@ def test_a_text_is_the_same_category_in_training_and_in_the_event_that_publish_m
     features, _ = choose_features(schema, rows.frame, ("code",), {})
     inputs = FeatureSet(features, schema)
     replay = Replay(settings, file)
-    events = [schema.decode(value) for batch in replay._batches() for _, value in _records(batch, replay.fields, None)]
+    events = [schema.decode(value) for batch in replay.batches() for _, value in replay.records(batch)]
     np.testing.assert_array_equal(inputs.matrix(events), inputs.matrix_of_frame(rows.frame))
     if suffix == "csv" and values[0] == "00123":
         assert features[0].categories == ("00123", "456")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecluse.settings import ThresholdSettings
+from ecluse.sections import ThresholdSettings
+from retrain.drafting import measure
 from retrain.thresholds import NEVER, choose_thresholds
 
 #: Few distinct values, so that ties are the rule.
@@ -67,3 +68,25 @@ def test_certain_cases_are_blocked_and_doubtful_ones_reviewed() -> None:
     rows = [(0.9, 1)] * 20 + [(0.5, 1)] * 5 + [(0.5, 0)] * 5 + [(0.1, 0)] * 70
     chosen = choose_thresholds(*columns(rows), ThresholdSettings(policy="cost"))
     assert (chosen.review, chosen.block) == (0.5, 0.9)
+
+
+@settings(deadline=None)
+@given(
+    SLICE.filter(lambda rows: len({label for _, label in rows}) == 2),
+    st.lists(st.integers(1, 4), min_size=40, max_size=40),
+    SHARES,
+    st.sampled_from(["budget", "cost"]),
+)
+def test_a_row_of_weight_three_counts_as_three_rows(
+    rows: list[tuple[float, int]], weights: list[int], shares: tuple[float, float], policy: str
+) -> None:
+    chosen_by = ThresholdSettings.model_validate(
+        {"policy": policy, "alert_budget": shares[0], "block_budget": shares[1], "cost_missed": 20}
+    )
+    (scores, labels), times = columns(rows), np.array(weights[: len(rows)])
+    many = np.repeat(scores, times), np.repeat(labels, times)
+    chosen = choose_thresholds(scores, labels, chosen_by, times.astype(float))
+    assert chosen == choose_thresholds(*many, chosen_by)
+    weighted, repeated = measure(scores, labels, chosen, times.astype(float)), measure(*many, chosen)
+    for name in set(weighted) - {"rows", "positives", "alert_rows"}:  # these tell how many rows it rests on
+        assert weighted[name] == pytest.approx(repeated[name]), name

@@ -1,14 +1,18 @@
-"""How the owning thread sizes chunks."""
+"""How the owning thread sizes chunks, and that reading a partition again costs the others nothing."""
 
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ecluse.transport.fetching import CHUNK_BYTES, split
-from ecluse.transport.ledger import Record
-from ecluse.transport.owner import CHUNK_RECORDS, CHUNK_SECONDS, Owner, OwnerConfig
+from ecluse.transport.hand import CHUNK_RECORDS, CHUNK_SECONDS
+from ecluse.transport.ledger import Chunk, Record
+from ecluse.transport.owner import Owner, OwnerConfig
 
 
 @given(st.lists(st.integers(0, 3 * CHUNK_BYTES // 2), max_size=30), st.integers(1, 10))
@@ -43,3 +47,70 @@ def test_a_quick_small_chunk_says_nothing_of_large_ones() -> None:
     before = owner.chunk_records
     owner.pace(0.001, 1)
     assert owner.chunk_records == before
+
+
+AGAIN, BESIDE = TP("again", 0), TP("beside", 0)
+
+
+class FakeConsumer:
+    """Holds records of two partitions, and refuses the first `refusals` seeks."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.ends = {AGAIN: 5, BESIDE: 0}
+        self.positions: dict[TP, int] = {}
+
+    def consume(self, count: int, wait: float) -> list[Any]:
+        found = [(place, at) for place, start in self.positions.items() for at in range(start, self.ends[place])]
+        self.positions |= {place: at + 1 for place, at in found[:count]}
+        return [_message(place, at) for place, at in found[:count]]
+
+    def poll(self, wait: float) -> Any:
+        return next(iter(self.consume(1, wait)), None)
+
+    def seek(self, place: TopicPartition) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise KafkaException(KafkaError(KafkaError._STATE))
+        self.incremental_assign([place])
+
+    def incremental_assign(self, places: list[TopicPartition]) -> None:
+        self.positions |= {TP(place.topic, place.partition): place.offset for place in places}
+
+    def get_watermark_offsets(self, place: TopicPartition, cached: bool) -> tuple[int, int]:
+        return 0, self.ends[TP(place.topic, place.partition)]
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None  # what else it is asked to do changes nothing here
+
+
+def _message(place: TP, at: int) -> Any:
+    class Message(SimpleNamespace):
+        def __len__(self) -> int:
+            return 1
+
+    said = {"topic": place.topic, "partition": place.partition, "offset": at, "error": None, "timestamp": (1, 0)}
+    return Message(**{name: lambda value=value: value for name, value in said.items()})
+
+
+@pytest.mark.parametrize("refusals", [0, 1])
+def test_what_is_fetched_while_a_partition_is_to_be_read_again_is_lost_to_no_other(refusals: int) -> None:
+    chunks: list[Chunk] = []
+    config = OwnerConfig((), {"group.id": "g"}, {}, 1.0, start=lambda places: dict.fromkeys(places, 0))
+    owner = Owner(config, chunks.append, lambda _: None, print)
+    consumer = FakeConsumer(refusals)
+    delivery = SimpleNamespace(aborted=0, full=lambda: False, commit_when_due=lambda *_, busy: ())
+    delivery.ready = delivery.serve = delivery.produce_scored = lambda *_: None
+    owner._consumer, owner._delivery = cast(Any, consumer), cast(Any, delivery)
+    owner._on_assign(cast(Any, consumer), [TopicPartition(*AGAIN), TopicPartition(*BESIDE)])
+    owner._turn()
+    assert [(chunk.ledger.partition, chunk.offset, chunk.next_offset) for chunk in chunks] == [(AGAIN, 0, 5)]
+
+    consumer.ends[BESIDE] = 7
+    owner.read_again({AGAIN})
+    owner.done(chunks[0], ())
+    for _ in range(5):
+        owner._turn()
+
+    live = [(chunk.ledger.partition, chunk.offset, chunk.next_offset) for chunk in chunks if owner.live(chunk)]
+    assert sorted(live) == [(AGAIN, 0, 5), (BESIDE, 0, 7)]

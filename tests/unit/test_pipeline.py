@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ecluse.bisect import by_halves
 from ecluse.contract.codecs import Reader
 from ecluse.contract.headers import read_error_headers
 from ecluse.contract.records import Alert, Arm, Decision, Prediction, Severity, Thresholds
@@ -23,7 +24,6 @@ from ecluse.settings import Settings
 from ecluse.telemetry import Telemetry
 from ecluse.transport.ledger import Chunk, Ledger, Output
 from scoring.alerts import EXPLAINED, severity
-from scoring.bisect import by_halves
 from scoring.champion import Champion
 from scoring.pipeline import Pipeline
 from tests.conftest import MakeSettings
@@ -40,6 +40,7 @@ class FakeRecord:
     content: bytes | None
     name: bytes | None = b"c-1"
     extra: list[tuple[str, bytes | None]] | None = None
+    at: int = 1_700_000_000_000
 
     def __len__(self) -> int:
         return len(self.content or b"")
@@ -57,7 +58,7 @@ class FakeRecord:
         return self.extra
 
     def timestamp(self) -> tuple[int, int]:
-        return 1, 1_700_000_000_000
+        return 1, self.at
 
 
 @dataclass
@@ -81,7 +82,8 @@ class Stage:
             score=counted,
         )
         champion = Champion(cast(Model, model), Arm("champion", 3, Thresholds(0.5, 0.9)), 7, "sha", 0.0)
-        self.pipeline = Pipeline(self.settings, champion, "w-1", Telemetry(), clock=lambda: 1_700_000_001.0)
+        self.telemetry = Telemetry()
+        self.pipeline = Pipeline(self.settings, champion, "w-1", self.telemetry, clock=lambda: 1_700_000_001.0)
 
     def run(self, *records: FakeRecord) -> list[Output]:
         """What comes of one chunk."""

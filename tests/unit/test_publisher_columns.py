@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecluse.contract.schema import EventSchema, Field, FieldType, seconds
-from ingest.replay import _column, _records, _utc
+from ingest.replay import _records, _utc, cells
 
 NAN = math.nan
 
@@ -42,14 +42,14 @@ NAN = math.nan
 def test_a_column_becomes_the_declared_type_where_that_loses_nothing(
     kind: FieldType, column: list[Any], expected: list[Any]
 ) -> None:
-    found = _column(pl.Series(column), kind)
+    found = cells(pl.Series(column), kind)
     assert list(found) == expected
     assert [type(value) for value in found] == [type(value) for value in expected]
 
 
 def test_a_time_with_a_zone_is_told_in_utc() -> None:
     zoned = pl.Series([dt.datetime(2024, 1, 2, 3, 4, 5, 250_000, tzinfo=dt.UTC)]).dt.convert_time_zone("Asia/Tokyo")
-    assert _column(zoned, FieldType.TIME) == ["2024-01-02T03:04:05.250Z"]
+    assert cells(zoned, FieldType.TIME) == ["2024-01-02T03:04:05.250Z"]
 
 
 @given(

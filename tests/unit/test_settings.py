@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ecluse.contract.schema import Field, FieldType
 from ecluse.errors import SettingsError
 from ecluse.settings import Settings, load, shown
+from tests.conftest import MakeSettings
 
 STREAM = '[stream]\nname = "cards"\n[stream.fields]\namount = "number"\n'
 
@@ -218,3 +219,10 @@ def test_every_setting_is_documented_where_it_stands() -> None:
         fields = section.annotation.model_fields  # type: ignore[union-attr]
         undocumented = {key for key, field in fields.items() if not field.description} - clear_by_name
         assert not undocumented, f"{name}: {undocumented}"
+
+
+def test_requests_are_kept_for_as_long_as_no_trainer_takes_them(make_settings: MakeSettings) -> None:
+    settings = make_settings(topics={"retention_hours": 1})
+    kept = {spec.name: spec.config.get("retention.ms") for spec in settings.topic_specs}
+    assert kept[settings.names.retrain_requests] == "-1"
+    assert kept[settings.names.profiles] == "3600000"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecluse.settings import WorkerSettings
+from ecluse.sections import WorkerSettings
 from scoring.standby import SPREAD, Gate, Observation
 
 SETTINGS = WorkerSettings(standby_join_seconds=10.0, standby_settle_seconds=60.0)

@@ -5,7 +5,7 @@ The workers are real `Owner`s with real `ExactlyOnce`s; their thread is not star
 """
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -47,6 +47,15 @@ Blow = tuple[tuple[str, Fault], Collection[int], bool, float]
 blows = st.tuples(faults, some_partitions, st.booleans(), st.sampled_from([0.0, 2.0]))
 
 
+def seal(chunks: Sequence[Chunk]) -> list[Output]:
+    """Counts each event by its offset, at the place where the broker looks for it."""
+    return [
+        Output("sealed", str(-1 - chunk.ledger.partition.partition).encode(), str(offset).encode(), None)
+        for chunk in chunks
+        for offset in cast(list[int], chunk.tally)
+    ]
+
+
 class Worker:
     """A real owner without its thread; what it fetched waits to be scored."""
 
@@ -54,16 +63,19 @@ class Worker:
         self.slot, self.unscored = slot, list[Chunk]()
         self.consumer = FakeConsumer(broker, birth)
         producer = {"transactional.id": f"group-{slot}", "transaction.timeout.ms": 10_000}
-        config = OwnerConfig((TOPIC,), {"group.id": "group"}, producer, commit_interval=1.0)
+        config = OwnerConfig((TOPIC,), {"group.id": "group"}, producer, commit_interval=1.0, seal=seal)
         self.owner = Owner(config, self.unscored.append, lambda _: None, lambda _: None)
         self.owner.chunk_records = 2
-        self.owner._delivery = self.delivery = ExactlyOnce(config.producer, config.commit_interval, self.owner._beat)
+        self.owner._delivery = self.delivery = ExactlyOnce(
+            config.producer, config.commit_interval, self.owner._beat, config.seal
+        )
         self.owner._consumer = cast(Any, self.consumer)
 
     def score(self, first: int, count: int) -> None:
         for _ in range(min(count, len(self.unscored))):
             chunk = self.unscored.pop(first % len(self.unscored))
             outputs = [Output("scored", None, str(record.offset()).encode(), None) for record in chunk.records]
+            chunk.tally = [record.offset() for record in chunk.records]
             self.owner.done(chunk, outputs)
 
     def end(self) -> None:

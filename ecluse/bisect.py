@@ -16,18 +16,16 @@ def by_halves(call: Callable[[Sequence[T]], R], items: Sequence[T]) -> tuple[lis
     """
     results: list[R] = []
     errors: dict[int, Exception] = {}
-
-    def attempt(start: int, stop: int) -> None:
+    # No function that calls itself: it would be a reference cycle, and hold every chunk until the garbage collector comes.
+    spans = [(0, len(items))] if items else []
+    while spans:
+        start, stop = spans.pop()
         try:
             results.append(call(items[start:stop]))
         except Exception as error:
             if stop - start == 1:
                 errors[start] = error
-                return
+                continue
             middle = (start + stop) // 2
-            attempt(start, middle)
-            attempt(middle, stop)
-
-    if items:
-        attempt(0, len(items))
+            spans += [(middle, stop), (start, middle)]
     return results, errors

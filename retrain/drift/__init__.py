@@ -1,0 +1,1 @@
+"""The drift monitor: from what workers count to reports, episodes and requests for a new model."""

@@ -1,12 +1,11 @@
 """`ecluse model study`: candidates from small to large, and the smallest that is good enough."""
 
-import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.model_train import FORMATS, ended_in_order
+from console.model_train import FromOption, HoldoutOption, UntilOption, ended_in_order
 from console.output import ConfigOption, JsonOption, fail, out, print_json, print_table, say, settings_of
 
 if TYPE_CHECKING:
@@ -28,21 +27,9 @@ _COSTS = (
 
 def study(
     file: Annotated[Path, typer.Argument(help="Labelled rows or a training set: .csv, .jsonl, .ndjson or .parquet.")],
-    since: Annotated[
-        dt.datetime | None,
-        typer.Option(formats=FORMATS, metavar="TIME", help="Take rows from this time on (UTC without a zone)."),
-    ] = None,
-    until: Annotated[
-        dt.datetime | None, typer.Option(formats=FORMATS, metavar="TIME", help="Take rows before this time (UTC).")
-    ] = None,
-    holdout_since: Annotated[
-        dt.datetime | None,
-        typer.Option(
-            formats=FORMATS,
-            metavar="TIME",
-            help="Measure on the rows from this time on; the share model.holdout if not given.",
-        ),
-    ] = None,
+    since: FromOption = None,
+    until: UntilOption = None,
+    holdout_since: HoldoutOption = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE.png", help="Draw quality and latency by size.", show_default=False),

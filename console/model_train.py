@@ -17,29 +17,35 @@ if TYPE_CHECKING:
 
 #: How a time is written on the command line.
 FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+FromOption = Annotated[
+    dt.datetime | None,
+    typer.Option(
+        "--since",
+        formats=FORMATS,
+        metavar="TIME",
+        help="Take rows from this time on (2026-03-01 or 2026-03-01T12:00:00Z; UTC without a zone).",
+    ),
+]
+UntilOption = Annotated[
+    dt.datetime | None,
+    typer.Option("--until", formats=FORMATS, metavar="TIME", help="Take rows before this time (UTC)."),
+]
+HoldoutOption = Annotated[
+    dt.datetime | None,
+    typer.Option(
+        "--holdout-since",
+        formats=FORMATS,
+        metavar="TIME",
+        help="Hold out the rows from this time on, and measure on them; the share model.holdout if not given.",
+    ),
+]
 
 
 def train(
     file: Annotated[Path, typer.Argument(help="Labelled rows: .csv, .jsonl, .ndjson or .parquet.")],
-    since: Annotated[
-        dt.datetime | None,
-        typer.Option(
-            formats=FORMATS,
-            metavar="TIME",
-            help="Take rows from this time on (2026-03-01 or 2026-03-01T12:00:00Z; UTC without a zone).",
-        ),
-    ] = None,
-    until: Annotated[
-        dt.datetime | None, typer.Option(formats=FORMATS, metavar="TIME", help="Take rows before this time (UTC).")
-    ] = None,
-    holdout_since: Annotated[
-        dt.datetime | None,
-        typer.Option(
-            formats=FORMATS,
-            metavar="TIME",
-            help="Hold out the rows from this time on; the share model.holdout if not given.",
-        ),
-    ] = None,
+    since: FromOption = None,
+    until: UntilOption = None,
+    holdout_since: HoldoutOption = None,
     config: ConfigOption = None,
     servers: ServersOption = None,
     as_json: JsonOption = False,

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
@@ -12,7 +13,6 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.errors import BrokerUnreachable
 from ecluse.sections import KafkaSettings, WorkerSettings
 from ecluse.settings import Settings
@@ -60,7 +60,7 @@ def producer_config(settings: Settings) -> Config:
         "linger.ms": 5,
         "batch.size": 1 << 20,
         "compression.type": "lz4",
-        "message.max.bytes": settings.topics.max_message_bytes + HEADROOM_BYTES,
+        "message.max.bytes": settings.topics.largest_output,
         "partitioner": "murmur2_random",
     }
 
@@ -86,7 +86,7 @@ def consumer_config(settings: Settings, group: str) -> Config:
         # librdkafka's default of a second stalls a consumer each time that its queue fills.
         "fetch.queue.backoff.ms": 10,
         "fetch.wait.max.ms": 10,
-        "fetch.message.max.bytes": settings.topics.max_message_bytes + HEADROOM_BYTES,
+        "fetch.message.max.bytes": settings.topics.largest_output,
     }
 
 
@@ -109,6 +109,17 @@ def membership(worker: WorkerSettings, group: str) -> Config:
         "session.timeout.ms": int(session * 1e3),
         "heartbeat.interval.ms": min(500, int(session * 1e3 / 3)),  # a partition that moves waits for heartbeats
     }
+
+
+def member_config(settings: Settings, group: str, port: int) -> Config:
+    """A consumer that is a member of a group. Its client id says who it is and on which port it answers."""
+    member = membership(settings.worker, group) | {"client.id": f"ecluse/{member_name()}/{port}"}
+    return consumer_config(settings, group) | member
+
+
+def slot(worker: WorkerSettings) -> str:
+    """A member's place in its group; where none is set, one that no other has."""
+    return worker.slot or f"{member_name()}-{uuid.uuid4().hex[:8]}"
 
 
 def member_name() -> str:

@@ -8,7 +8,7 @@ from pydantic import Field as setting
 
 from ecluse.contract.codecs import Encoding
 from ecluse.contract.schema import ILLEGAL_IN_NAMES, EventSchema, Field, FieldType
-from ecluse.contract.topics import NAME, PREFIX, Topics
+from ecluse.contract.topics import HEADROOM_BYTES, NAME, PREFIX, Topics
 
 #: In ``ecluse.toml`` a field is its type (``amount = "number"``) or a table (``{ type = "number", required = false }``).
 DeclaredField = Annotated[Field, BeforeValidator(lambda value: {"type": value} if isinstance(value, str) else value)]
@@ -117,6 +117,11 @@ class TopicSettings(Section):
     """How long events and what comes of them are kept."""
     max_message_bytes: int = setting(4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024)
     """The largest event; outputs allow 64 KiB more."""
+
+    @property
+    def largest_output(self) -> int:
+        """What a record that comes of an event may take, in bytes."""
+        return self.max_message_bytes + HEADROOM_BYTES
 
 
 class ModelSettings(Section):

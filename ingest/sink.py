@@ -22,7 +22,6 @@ from faust.types import TP
 
 from ecluse import kafka
 from ecluse.contract.tables import FORGOTTEN, LABELS, Table
-from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.deadletters import DeadLetters
 from ecluse.errors import DeliveryError, StoreConflict, StoreError
 from ecluse.settings import Settings
@@ -256,7 +255,7 @@ class _Letters:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = settings.names.dead_letters
-        largest = settings.topics.max_message_bytes + HEADROOM_BYTES
+        largest = settings.topics.largest_output
         self._make = DeadLetters(self._topic, group_of(settings), kafka.member_name(), largest)
         self._producer: Producer | None = None
         self._failure: KafkaError | None = None

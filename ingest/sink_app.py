@@ -5,7 +5,6 @@ import signal
 import sys
 from contextlib import ExitStack
 
-import faust
 import polars as pl
 from faust.types import StreamT
 
@@ -14,7 +13,7 @@ from ecluse.health import HealthServer
 from ecluse.settings import Settings
 from ecluse.store.delta import TrainingStore
 from ecluse.store.schema import polars_schema
-from ecluse.transport.driver import WATCHDOG_SECONDS, ChunkApp, make_app
+from ecluse.transport.driver import ChunkApp, make_app, run, watchdog_of
 from ecluse.transport.ledger import Chunk
 from ecluse.transport.owner import OwnerConfig
 from ingest.sink import Sink, group_of
@@ -51,9 +50,7 @@ def run_store(settings: Settings, *, past_lost: bool = False) -> None:
             skip_lost(settings)
         sink = stack.enter_context(Sink(settings, telemetry, lambda: app.owner))
         app = store_app(settings, sink, health, server.port)
-        worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
-        worker.spinner = None
-        worker.execute_from_commandline()
+        run(app)
 
 
 def skip_lost(settings: Settings) -> None:
@@ -82,17 +79,15 @@ def skip_lost(settings: Settings) -> None:
 def store_app(settings: Settings, sink: Sink, health: SinkHealth, port: int) -> ChunkApp:
     """The app. Its group is a matter of who holds which partition; where they are read from, the tables say."""
     group, topics = group_of(settings), list(sink.feeds)
-    member = kafka.membership(settings.worker, group) | {"client.id": f"ecluse/{kafka.member_name()}/{port}"}
     config = OwnerConfig(
         topics=topics,
-        consumer=kafka.consumer_config(settings, group) | member,
+        consumer=kafka.member_config(settings, group, port),
         producer=kafka.producer_config(settings),
         commit_interval=LAG_SECONDS,
         start=sink.starts,
         limits=sink.limits,
     )
-    watchdog = max(WATCHDOG_SECONDS, 2 * settings.worker.session_timeout_seconds)
-    app = make_app(group, config, watchdog_seconds=watchdog)
+    app = make_app(group, config, watchdog_seconds=watchdog_of(settings.worker.session_timeout_seconds))
 
     @app.agent(app.topic(*topics))
     async def gather(stream: StreamT[list[Chunk]]) -> None:

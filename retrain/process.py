@@ -47,9 +47,9 @@ class Train(msgspec.Struct, frozen=True, tag=True):
     settings: dict[str, Any]
     draft: str
     file: str
-    since: dt.datetime | None
-    until: dt.datetime | None
-    holdout_since: dt.datetime | None
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+    holdout_since: dt.datetime | None = None
     study: bool = False
     data_bytes: int | None = None
     private: tuple[str, ...] = ()

@@ -15,7 +15,6 @@ from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder, looks_l
 from ecluse.contract.headers import read_envelope
 from ecluse.contract.records import BypassSample
 from ecluse.contract.schema import Event, EventSchema
-from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.events import LONGEST_NAME, Row
 from ecluse.model.registry import Switched
 from ecluse.settings import Settings
@@ -53,7 +52,7 @@ class Bypass:
         self.share = 0.0 if switched is None else switched.switch.share
         self._by_event_time = settings.stream.clock == "event"
         #: A sample must fit on its topic; a larger event never goes past.
-        self._largest = (settings.topics.max_message_bytes + HEADROOM_BYTES - BESIDE) // GROWTH
+        self._largest = (settings.topics.largest_output - BESIDE) // GROWTH
         if switched is not None and self.share:
             self._draw = Draw(secret, settings.stream.name)
             self._takes: dict[int, Callable[[bytes], bool]] = {}

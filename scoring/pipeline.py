@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ecluse.bisect import by_halves
 from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
 from ecluse.contract.records import BYPASS, Alert, Decision, Prediction, Source
-from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.deadletters import DeadLetters
 from ecluse.errors import RecordError, Stage
 from ecluse.events import LONGEST_NAME, Decoder, FiniteNumbers, Row
@@ -60,7 +59,7 @@ class Pipeline:
         self._topics = settings.names
         self._decoder = Decoder(settings.stream, schema)
         self._finite = FiniteNumbers(schema)
-        largest = settings.topics.max_message_bytes + HEADROOM_BYTES
+        largest = settings.topics.largest_output
         self._largest_alert = largest - 2 * LONGEST_NAME
         self._dead_letter = DeadLetters(self._topics.dead_letters, settings.group, worker, largest)
         self._encode = encoder(settings.stream.encoding)

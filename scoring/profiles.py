@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
 from ecluse.contract.loop import Counts, Covered, Profile, WindowCounts
 from ecluse.contract.records import BYPASS, Decision
-from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.events import Row
 from ecluse.model.bins import Bins
 from ecluse.settings import Settings
@@ -121,7 +120,7 @@ class Profiles:
         self._seconds = settings.monitor.window_hours * 3600
         self._by_arrival = settings.stream.clock == "arrival"
         self._topic, self._worker, self._telemetry = settings.names.profiles, worker, telemetry
-        self._largest = settings.topics.max_message_bytes + HEADROOM_BYTES - _BESIDE
+        self._largest = settings.topics.largest_output - _BESIDE
         self._encode = encoder(settings.stream.encoding)
         self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
         self._served = 0

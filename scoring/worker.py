@@ -4,21 +4,18 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeVar
 
-import faust
 from faust.types import TP, StreamT
 
 from ecluse import cluster, kafka
 from ecluse.health import HealthServer
 from ecluse.kafka import member_name
-from ecluse.sections import WorkerSettings
 from ecluse.settings import Settings
 from ecluse.telemetry import Telemetry
-from ecluse.transport.driver import WATCHDOG_SECONDS, ChunkApp, make_app
+from ecluse.transport.driver import ChunkApp, make_app, run, watchdog_of
 from ecluse.transport.ledger import Chunk
 from ecluse.transport.owner import OwnerConfig
 from scoring.budget import Budget
@@ -61,9 +58,7 @@ def run_worker(settings: Settings, start: cluster.Where | None = None, *, standb
             Budget(settings, models.switch, lambda: controls(settings, health), health.pipeline.last_times)
         )
         app = worker_app(settings, models, health.pipeline, profiles, health, server.port, watch)
-        worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
-        worker.spinner = None
-        worker.execute_from_commandline()
+        run(app)
 
 
 def controls(settings: Settings, health: Health) -> bool:
@@ -86,19 +81,18 @@ def worker_app(
     have scored by both already.
     """
     session = settings.worker.session_timeout_seconds
-    member = kafka.membership(settings.worker, settings.group) | {"client.id": f"ecluse/{member_name()}/{port}"}
     config = OwnerConfig(
         topics=[settings.names.events],
-        consumer=kafka.consumer_config(settings, settings.group) | member,
+        consumer=kafka.member_config(settings, settings.group, port),
         producer=kafka.producer_config(settings)
         if settings.worker.delivery == "at_least_once"
-        else kafka.transactional_config(settings, f"{settings.group}-{slot(settings.worker)}", session),
+        else kafka.transactional_config(settings, f"{settings.group}-{kafka.slot(settings.worker)}", session),
         commit_interval=settings.worker.commit_interval_seconds,
         admit=models.up_to_date,
         seal=profiles.seal,
     )
-    watchdog = max(WATCHDOG_SECONDS, 2 * session)
-    app = make_app(settings.group, config, watchdog_seconds=watchdog, stand_by=watch.begin if watch else None)
+    stand_by = watch.begin if watch else None
+    app = make_app(settings.group, config, watchdog_seconds=watchdog_of(session), stand_by=stand_by)
 
     @app.agent(app.topic(settings.names.events))
     async def score(stream: StreamT[list[Chunk]]) -> None:
@@ -127,11 +121,6 @@ def between_chunks(take: Callable[[New], None]) -> Callable[[New], None]:
             loop.call_soon_threadsafe(take, new)
 
     return hand
-
-
-def slot(worker: WorkerSettings) -> str:
-    """The worker's place in its group; where none is set, one that no other has."""
-    return worker.slot or f"{member_name()}-{uuid.uuid4().hex[:8]}"
 
 
 def score_chunks(app: ChunkApp, pipeline: Pipeline, chunks: list[Chunk]) -> None:

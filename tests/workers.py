@@ -82,7 +82,7 @@ def release_trained(settings: Settings, rows: int = 4000, seed: int = 7) -> tupl
         draft.mkdir()
         if alike not in _DRAFTS:
             labelled_rows(rows, seed).write_parquet(file := Path(folder, "rows.parquet"))
-            train = process.Train(process.for_child(settings), str(draft), str(file), None, None, None)
+            train = process.Train(process.for_child(settings), str(draft), str(file))
             process.run(train, lambda _: None)
             _DRAFTS[alike] = {each.name: each.read_bytes() for each in draft.iterdir()}
         for name, data in _DRAFTS[alike].items():

@@ -285,3 +285,15 @@ def make_app(
     app.watchdog_seconds = watchdog_seconds
     app.stand_by = stand_by
     return app
+
+
+def run(app: ChunkApp) -> None:
+    """Run the app until SIGTERM or SIGINT. Does not return: the process exits, with 1 where the app crashed."""
+    worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
+    worker.spinner = None
+    worker.execute_from_commandline()
+
+
+def watchdog_of(session: float) -> float:
+    """After how many seconds without progress a process ends that is a member of a group with this session."""
+    return max(WATCHDOG_SECONDS, 2 * session)

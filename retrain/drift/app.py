@@ -5,18 +5,16 @@ import logging
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-import faust
 from faust.types import StreamT
 
 from ecluse import cluster, kafka
 from ecluse.health import HealthServer
 from ecluse.settings import Settings
-from ecluse.transport.driver import WATCHDOG_SECONDS, ChunkApp, make_app
+from ecluse.transport.driver import ChunkApp, make_app, run, watchdog_of
 from ecluse.transport.hand import Limits
 from ecluse.transport.ledger import Chunk, Output
 from ecluse.transport.owner import OwnerConfig
@@ -55,28 +53,23 @@ def run_monitor(settings: Settings) -> None:
         thread = stack.enter_context(ThreadPoolExecutor(1, "ecluse-monitor"))
         stack.callback(monitor.stop)  # before the thread is joined
         app = monitor_app(settings, monitor, thread, health, server.port)
-        worker = faust.Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
-        worker.spinner = None
-        worker.execute_from_commandline()
+        run(app)
 
 
 def monitor_app(
     settings: Settings, monitor: Monitor, thread: ThreadPoolExecutor, health: MonitorHealth, port: int
 ) -> ChunkApp:
     """The app. Its group elects who watches, and fences who did; where the profiles are read from, the state says."""
-    group, session, member = group_of(settings), settings.worker.session_timeout_seconds, kafka.member_name()
-    slot = settings.worker.slot or f"{member}-{uuid.uuid4().hex[:8]}"
-    membership = kafka.membership(settings.worker, group) | {"client.id": f"ecluse/{member}/{port}"}
+    group, session = group_of(settings), settings.worker.session_timeout_seconds
     config = OwnerConfig(
         topics=[settings.names.profiles],
-        consumer=kafka.consumer_config(settings, group) | membership,
-        producer=kafka.transactional_config(settings, f"{group}-{slot}", session),
+        consumer=kafka.member_config(settings, group, port),
+        producer=kafka.transactional_config(settings, f"{group}-{kafka.slot(settings.worker)}", session),
         commit_interval=settings.worker.commit_interval_seconds,
         start=monitor.starts,
         limits=Limits(chunk_records=CHUNK_RECORDS, chunks=None, records=RECORDS, bytes=BYTES, wait=0.02),
     )
-    watchdog = max(WATCHDOG_SECONDS, 2 * session) + session + RESTORE_SECONDS
-    app = make_app(group, config, watchdog_seconds=watchdog)
+    app = make_app(group, config, watchdog_seconds=watchdog_of(session) + session + RESTORE_SECONDS)
     hand = _Hand(app)
 
     @app.agent(app.topic(settings.names.profiles))

@@ -16,7 +16,6 @@ from ecluse import kafka
 from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, Reader, encoder
 from ecluse.contract.loop import DriftReport, Profile, RetrainRequest
 from ecluse.contract.records import Version
-from ecluse.contract.topics import HEADROOM_BYTES
 from ecluse.errors import DataError, EcluseError
 from ecluse.settings import Settings
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
@@ -183,7 +182,7 @@ class Monitor:
 
     def _output(self, topic: str, key: str, record: object) -> Output:
         value = self._encode(record)
-        largest = self._settings.topics.max_message_bytes + HEADROOM_BYTES
+        largest = self._settings.topics.largest_output
         if len(value) > largest - 1024:
             raise DataError(
                 f"What the monitor writes of {key} takes {len(value):,} bytes, and {topic} takes {largest:,} at most: raise "

@@ -11,9 +11,7 @@ from retrain.study.report import STUDY, Study
 from retrain.training import Window
 
 
-def study_file(
-    settings: Settings, file: Path, window: Window | None = None, say: Callable[[str], None] = lambda _: None
-) -> Study:
+def study_file(settings: Settings, file: Path, window: Window, say: Callable[[str], None]) -> Study:
     """Study the candidates on labelled rows or a training set.
 
     Args:
@@ -30,7 +28,6 @@ def study_file(
         ModelRefused: there is nothing to learn from, or the script cannot be loaded.
         ProcessFailed: the child ended before it was done.
     """
-    window = window or Window()
     with tempfile.TemporaryDirectory(prefix="ecluse-study-") as folder:
         job = process.Train(
             process.for_child(settings),

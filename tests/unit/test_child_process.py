@@ -52,7 +52,7 @@ def job(settings: Settings, folder: Path, body: str) -> Train:
     )
     draft = folder / "draft"
     draft.mkdir()
-    return Train(for_child(own), str(draft), str(labelled(folder)), None, None, None)
+    return Train(for_child(own), str(draft), str(labelled(folder)))
 
 
 def silent(_: str) -> None:

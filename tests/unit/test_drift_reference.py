@@ -103,7 +103,7 @@ def test_a_manifest_of_a_training_set_holds_the_histograms_of_its_events(
     roles = {"id_field": None, "time_field": None, "key_field": None}
     settings = make_settings(stream=roles | {"fields": {"shop": "text", "amount": "number"}})
 
-    train(settings, Train(for_child(settings), str(draft), str(file), None, None, None), lambda _: None)
+    train(settings, Train(for_child(settings), str(draft), str(file)), lambda _: None)
 
     made = Manifest.decode((draft / "manifest.json").read_bytes())
     share = 40 * 20 / (40 * 20 + 360)

@@ -47,7 +47,7 @@ class Bench:
         own.write_text(script or "")
         model = {"script": f"{own}:train" if script else "default"}
         settings = self.make_settings(stream=ROLES | {"fields": fields}, model=model)
-        train(settings, Train(for_child(settings), str(draft), str(file), None, None, None), lambda _: None)
+        train(settings, Train(for_child(settings), str(draft), str(file)), lambda _: None)
         return Manifest.decode((draft / "manifest.json").read_bytes())
 
 

@@ -87,7 +87,7 @@ class Bench:
         settings, draft = self.settings(offered, **wanted), self.folder / f"draft-{self.times}"
         self.times += 1
         draft.mkdir()
-        job = Train(for_child(settings), str(draft), str(self.file), None, None, None, study=True)
+        job = Train(for_child(settings), str(draft), str(self.file), study=True)
         run.study(settings, job, lambda _: None)
         return Study.read(draft / STUDY), draft
 
@@ -183,7 +183,7 @@ def test_a_script_without_candidates_stands_on_a_ladder_of_ours(bench: Bench) ->
     from retrain.script import load_script, run_script
 
     script = load_script("default")
-    job = Train(for_child(settings), "", str(bench.file), None, None, None)
+    job = Train(for_child(settings), "", str(bench.file))
     ground = prepare(settings, job, lambda _: None)
     found = candidates_of(script, ground.features)
     assert [*found] == ["logistic", "boosting-15", "boosting-50", "boosting-150", "boosting-400", "script"]
@@ -204,7 +204,7 @@ def test_a_training_sets_rows_are_measured_by_their_weights(bench: Bench, rows: 
     from retrain.fitting import prepare
     from retrain.study.timing import _load
 
-    ground = prepare(bench.settings("None"), Train({}, "", str(bench.file), None, None, None), lambda _: None)
+    ground = prepare(bench.settings("None"), Train({}, "", str(bench.file)), lambda _: None)
     scores, later = _load(draft, len(ground.features))(ground.later_matrix), ground.later
     quality = only(found, "stump").average_precision
     weighted, plain = (average_precision_score(later.labels, scores, sample_weight=w) for w in (later.weights, None))

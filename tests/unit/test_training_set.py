@@ -316,7 +316,7 @@ def test_a_model_is_trained_on_a_set_as_it_is(settings: Settings, tmp_path: Path
     fill(settings, events, [prediction(one) for one in events], said)
     rows = made(settings, tmp_path)
     (draft := tmp_path / "draft").mkdir()
-    train = process.Train(process.for_child(settings), str(draft), str(tmp_path / "set.parquet"), None, None, None)
+    train = process.Train(process.for_child(settings), str(draft), str(tmp_path / "set.parquet"))
     process.run(train, lambda _: None)
     trained = Manifest.decode((draft / MANIFEST).read_bytes())
     assert {feature.field for feature in trained.features} <= set(settings.stream.fields)

@@ -9,6 +9,9 @@ from console.model_routes import download
 from console.output import ConfigOption, JsonOption, ServersOption, out, print_json, say, settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from ecluse.contract.records import Release
     from ecluse.settings import Settings
 
@@ -17,13 +20,19 @@ _VersionArgument = Annotated[int, typer.Argument(min=1, help="A released version
 
 def sign(
     version: _VersionArgument,
+    unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned", help="Sign it also where no trusted key has signed it: you vouch for what the store holds."
+        ),
+    ] = False,
     config: ConfigOption = None,
     servers: ServersOption = None,
     json: JsonOption = False,
 ) -> None:
     """Sign a version with model.signing_key, in the place of the signature that it has: to change keys.
 
-    Its files must be those of the release; nothing of it is loaded.
+    Its files must be those of the release, and signed by a trusted key; nothing of it is loaded.
     """
     from ecluse.model import signing
     from ecluse.model.artefact import fetched
@@ -32,12 +41,13 @@ def sign(
     from retrain.publish import require_key
 
     settings = settings_of(config, servers)
-    key, production = require_key(settings), settings.model.production
+    key, production, trusted = require_key(settings), settings.model.production, settings.model.trusted_keys
     digest = _release(settings, version).manifest_sha256
     with download(version) as progress, fetched(settings, version, digest, progress) as folder:
+        if not unsigned:
+            _require_signed(folder, trusted, production=production)
         fingerprint = signing.sign(folder, key, production=production)
         ModelStore.of(settings).sign(settings.model_name, version, (folder / SIGNATURE).read_bytes())
-    trusted = settings.model.trusted_keys
     if trusted and fingerprint not in signing.fingerprints(trusted, production=production):
         say("None of model.trusted_keys is its public key: workers with this configuration will refuse it.")
     if json:
@@ -80,6 +90,23 @@ def verify(
         f"  files      {len(manifest.files)} ({', '.join(sorted(manifest.files))}), {size}: each as listed, no other"
     )
     _print(f"  signature  by {key} (public key {fingerprint[:16]}…), over every file")
+
+
+def _require_signed(folder: "Path", trusted: "Sequence[Path]", *, production: bool) -> None:
+    """Who can write to the topic and the store, and has no key, must not have ours sign what is there.
+
+    Raises:
+        ModelRefused: no trusted key signed it.
+    """
+    from ecluse.errors import ModelRefused
+    from ecluse.model import signing
+
+    try:
+        signing.verify(folder, trusted, production=production)
+    except ModelRefused as error:
+        raise ModelRefused(
+            f"{error} If what the store holds is yours all the same, sign it with --unsigned."
+        ) from error
 
 
 def _release(settings: "Settings", version: int) -> "Release":

@@ -154,6 +154,8 @@ def ask(member: Member) -> Answer | None:
 
 
 def _ask_at(host: str, member: Member) -> Answer | None:
+    from ecluse.model.manifest import UNREADABLE
+
     try:
         with closing(HTTPConnection(host, member.port, timeout=_PATIENCE)) as connection:
             connection.request("GET", "/model")
@@ -161,7 +163,7 @@ def _ask_at(host: str, member: Member) -> Answer | None:
             if response.status != 200:
                 return None
             answer = msgspec.json.decode(response.read(_LARGEST_ANSWER), type=Answer)
-    except (OSError, HTTPException, msgspec.DecodeError):
+    except (OSError, HTTPException, *UNREADABLE):
         return None
     # Behind an address that several machines share, another may have answered.
     return answer if answer.worker == member.worker else None

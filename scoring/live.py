@@ -7,6 +7,7 @@ stands on the same topic and is followed beside it (`scoring.switch`), also whil
 
 import gc
 import logging
+import os
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ from confluent_kafka import KafkaException
 from ecluse.contract.records import Arm, Release
 from ecluse.errors import BrokerError, EcluseError, ModelError, ModelNotFound, SettingsError, TopicsWrong, cause
 from ecluse.model.registry import Registry, RegistryReader, Routed
+from ecluse.model.routes import REMEMBERED
 from ecluse.model.runtime import LARGE_BYTES, Model, give_back
 from ecluse.settings import Settings
 from ecluse.telemetry import Telemetry
@@ -41,6 +43,8 @@ OUTAGE_SECONDS = 1.0
 #: How often a long download is told of.
 TELL_SECONDS = 10.0
 END_SECONDS = 5.0
+#: By how much a thread that loads a large model beside the one that scores is nicer than the others (Linux: of a thread).
+LEISURELY = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class LiveModel(threading.Thread):
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._failed: tuple[int, int] | None = None
         self._try_again, self._wait = 0.0, RETRY_SECONDS
-        self._leaving: weakref.ref[Model] | None = None
+        #: The large model whose memory is to be given back once nobody holds it.
+        self._leaving: Callable[[], Model | None] | None = None
         self._said = self._fault = ""
         #: The bypass switch, which this thread follows too.
         self.switch = LiveSwitch(settings, clock)
@@ -130,6 +135,7 @@ class LiveModel(threading.Thread):
             try:
                 with RegistryReader(self._settings) as reader:
                     reader.read_to_end(READ_SECONDS)
+                    self._said = ""
                     while not self._closing.is_set():
                         self._keep_up(reader)
                         self._answer(reader)
@@ -195,14 +201,17 @@ class LiveModel(threading.Thread):
                 logger.exception("loading version %d failed", routed.route.champion.version)
             self._failed, self._try_again = attempt, self._clock() + self._wait
             self._wait = min(2 * self._wait, LAST_RETRY_SECONDS)
-            self._fail(routed, error)
+            self._fail(routed, release, error)
             return
         finally:
             self.loading = None
         self._failed = None
         reader.catch_up()
         if self._is_taken_back(registry, routed):
-            logger.info("version %d is not taken: the route leads back to the one that scores", fresh.version)
+            logger.info("version %d is not taken: it was rolled back while it loaded", fresh.version)
+            del fresh  # or it would be in memory beside the next
+            if release.size_bytes > LARGE_BYTES:
+                give_back()
             self._keep_up(reader)
         else:
             self._serve(fresh)
@@ -211,33 +220,46 @@ class LiveModel(threading.Thread):
         """The arm's model, warm. A large one takes minutes, and the switch is followed meanwhile: off means now."""
         loaded: Future[Champion] = Future()
         args = (self._settings, arm, revision, release, self.champion, self._progress(arm.version))
+        leisurely = self.champion is not None and release.size_bytes > LARGE_BYTES
 
-        def load() -> None:
+        def load(loaded: Future[Champion]) -> None:
+            if leisurely:  # the champion's events come first; this thread ends with the load
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEISURELY)
             try:
                 loaded.set_result(load_champion(*args))
             except BaseException as error:
                 loaded.set_exception(error)
+            finally:
+                del loaded
 
-        loader = threading.Thread(target=load, name="ecluse-load", daemon=True)
+        loader = threading.Thread(target=load, args=(loaded,), name="ecluse-load", daemon=True)
         loader.start()
         while loader.is_alive():
             with suppress(BrokerError, KafkaException):  # the model is wanted all the same
                 reader.catch_up()
             self._switch(reader.registry)
             loader.join(POLL_SECONDS)
-        return loaded.result()
+        try:
+            return loaded.result()
+        finally:
+            del loaded  # a failure's traceback holds the model that failed, and would be held by it in turn
 
     def _switch(self, registry: Registry) -> None:
         self.switch.keep_up(registry)
         self._telemetry.model_degraded.set(bool(self.degraded))
 
     def _is_taken_back(self, registry: Registry, routed: Routed) -> bool:
-        """Whether the route, while its version was loading, was changed back to the version that scores."""
+        """Whether the route, while its version was loading, came back to the version that scores, or was rolled back."""
         now = registry.routes.get(routed.route.name)
-        if now is None or now.revision == routed.revision or self.champion is None:
+        if now is None or now.revision == routed.revision:
             return False
         release = _release_of(registry, now)
-        return release is not None and release.manifest_sha256 == self.champion.sha256
+        if self.champion is not None and release is not None and release.manifest_sha256 == self.champion.sha256:
+            return True
+        # A promotion puts the version before it into the history; a rollback leaves it out. A full one may have dropped it.
+        named = {arm.version for arm in (now.route.champion, *now.route.history)}
+        return routed.route.champion.version not in named and len(now.route.history) < REMEMBERED
 
     def _serve(self, fresh: Champion) -> None:
         # What is loaded by now stays. Walked by the garbage collector again and again, it held the loop for 40 ms at a time.
@@ -261,12 +283,14 @@ class LiveModel(threading.Thread):
         self._first.set()
 
     def _clear_up(self) -> None:
-        """Once nobody holds the large model that was replaced, have its memory given back to the system."""
+        """Once nobody holds the large model that was replaced, or failed, have its memory given back to the system."""
         if self._leaving is not None and self._leaving() is None:
             self._leaving = None
             give_back()
 
-    def _fail(self, routed: Routed, error: Exception) -> None:
+    def _fail(self, routed: Routed, release: Release | None, error: Exception) -> None:
+        if release is not None and release.size_bytes > LARGE_BYTES and self._leaving is None:
+            self._leaving = _gone
         if self.champion is None and isinstance(error, SettingsError):
             self._give_up(error)
             return
@@ -315,6 +339,10 @@ class LiveModel(threading.Thread):
 
 def _release_of(registry: Registry, routed: Routed) -> Release | None:
     return registry.releases.get((routed.route.name, routed.route.champion.version))
+
+
+def _gone() -> None:
+    """Of a model that failed, nothing is held."""
 
 
 def _nobody(champion: Champion) -> None:

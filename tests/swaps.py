@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -27,20 +28,32 @@ def release_versions(settings: Settings, folder: Path, count: int) -> list[Arm]:
     return arms
 
 
-class Swapper(threading.Thread):
-    """Makes one version after another the champion, as fast as the topic takes it. `versions`: of each revision."""
+#: How long a swapper waits to be told to go on, in seconds.
+PATIENCE = 120.0
+#: From one swap to the next, at least, in seconds: each shall score something.
+EVERY = 0.1
 
-    def __init__(self, settings: Settings, arms: list[Arm], count: int) -> None:
+
+class Swapper(threading.Thread):
+    """Makes one version after another the champion, as fast as the topic takes it. `versions`: of each revision. After `hold`
+    swaps it waits for `go_on`."""
+
+    def __init__(self, settings: Settings, arms: list[Arm], count: int, hold: int | None = None) -> None:
         super().__init__(name="swapper", daemon=True)
-        self._settings, self._arms, self._count = settings, arms, count
+        self._settings, self._arms, self._count, self._hold = settings, arms, count, hold
+        self.go_on = threading.Event()
         routed = read_registry(settings).routes[settings.model_name]
         self.versions = {routed.revision: routed.route.champion.version}
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            for arm in itertools.islice(itertools.cycle(self._arms), self._count):
+            for number, arm in enumerate(itertools.islice(itertools.cycle(self._arms), self._count)):
+                if number == self._hold:
+                    assert self.go_on.wait(PATIENCE), "nobody said that it shall go on"
+                due = time.monotonic() + EVERY
                 self.versions[promote(self._settings, arm, max(self.versions))] = arm.version
+                time.sleep(max(0.0, due - time.monotonic()))
         except BaseException as error:
             self.error = error
 

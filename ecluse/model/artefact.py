@@ -84,6 +84,8 @@ def verified(
         # One process fetches; those that waited for it find what it left.
         if found := _cached(settings, version, digest):
             return found
+        if release is not None:
+            _make_room(place, release.size_bytes)
         with _fetched_into(place / _FETCHING, settings, version, digest, progress) as folder:
             (manifest, _), actual = _verify(settings, folder, version, digest), sha256_of(folder / MANIFEST)
             if found := _cached(settings, version, actual):  # without a release, only now known
@@ -211,18 +213,32 @@ def _require_memory(settings: Settings, manifest: Manifest, beside: int) -> None
         )
 
 
+def _make_room(place: Path, wanted: int) -> None:
+    """Where the disk has less room than a version takes, remove what was not used for longest; the one last used stays."""
+    with contextlib.suppress(OSError):
+        for folder in _by_use(place)[:-1]:
+            if shutil.disk_usage(place).free >= wanted:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _prune(place: Path, used: Path) -> None:
     """Remove from the cache what was not used for longest, and what is left of downloads that were broken off.
 
     What another process has loaded stays in its memory.
     """
     with contextlib.suppress(OSError):
-        folders = sorted((path for path in place.iterdir() if path.is_dir()), key=os.path.getmtime)
-        partial = [path for path in folders if path.name.startswith(".")]
-        kept = [path for path in folders if path not in partial and path != used]
+        partial = [path for path in place.iterdir() if path.is_dir() and path.name.startswith(".")]
+        kept = [path for path in _by_use(place) if path != used]
         abandoned = [path for path in partial if path.stat().st_mtime < time.time() - _ABANDONED]
         for path in [*abandoned, *kept[: -(_KEPT - 1)]]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _by_use(place: Path) -> list[Path]:
+    """The versions in the cache, the one that was not used for longest first."""
+    folders = [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(folders, key=os.path.getmtime)
 
 
 @contextlib.contextmanager

@@ -48,13 +48,15 @@ def test_swaps_under_load_and_rebalances_lose_nothing_and_no_partition_goes_back
     settings = short_session
     arms = release_versions(settings, tmp_path, 3)
     rows = events(400)
-    sender, swapper = Sender(settings, rows), Swapper(settings, arms, SWAPS)
+    sender, swapper = Sender(settings, rows), Swapper(settings, arms, SWAPS, hold=2 * SWAPS // 3)
     with worker(settings, "--from", "earliest") as first, worker(settings) as second:
         sender.start()
         swapper.start()
         wait_until("a third of the swaps", lambda: len(swapper.versions) > SWAPS // 3)
         with worker(settings) as third:  # partitions move to it, and back when it is killed
-            wait_until("two thirds of the swaps", lambda: len(swapper.versions) > 2 * SWAPS // 3)
+            wait_until("it holds some", lambda: held(third) > 0)
+            swapper.go_on.set()
+            wait_until("two thirds of the swaps", lambda: len(swapper.versions) > 2 * SWAPS // 3 + 1)
             third.process.kill()
             swapper.finish(120)
         serving([first, second], max(swapper.versions))

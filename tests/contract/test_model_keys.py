@@ -87,9 +87,18 @@ def test_a_signature_that_nobody_here_trusts_is_told(stream: Settings, release: 
     assert "None of model.trusted_keys is its public key" in signed.stderr
 
 
-def test_an_unsigned_version_can_be_signed(stream: Settings, release: Release) -> None:
+def test_what_no_trusted_key_signed_is_signed_only_by_who_vouches_for_it(
+    stream: Settings, release: Release, tmp_path: Path
+) -> None:
     (home(stream) / SIGNATURE).unlink()
-    assert ecluse(stream, "model", "sign", "1").exit_code == 0
+    why = refused(ecluse(stream, "model", "sign", "1"), ModelRefused)
+    assert "is not signed" in why and "sign it with --unsigned" in why
+    assert not (home(stream) / SIGNATURE).exists()
+    stranger = make_development_keys(tmp_path / "stranger")
+    theirs = with_model(stream, signing_key=stranger[0], trusted_keys=(stranger[1],))
+    assert ecluse(theirs, "model", "sign", "1", "--unsigned").exit_code == 0
+    assert "No trusted key signed" in refused(ecluse(stream, "model", "sign", "1"), ModelRefused)
+    assert ecluse(stream, "model", "sign", "1", "--unsigned").exit_code == 0
     assert load_model(stream, 1, release).version == 1
 
 
@@ -132,7 +141,9 @@ def test_keys_that_openssl_made_sign_in_production(stream: Settings, release: Re
         subprocess.run(line.split(), cwd=tmp_path, check=True, capture_output=True)
     private, public = tmp_path / "models-2026.key.pem", tmp_path / "models-2026.pub.pem"
     settings = with_model(stream, production=True, signing_key=private, trusted_keys=(public,))
-    assert ecluse(settings, "model", "sign", "1").exit_code == 0
+    assert (
+        ecluse(settings, "model", "sign", "1", "--unsigned").exit_code == 0
+    )  # the development key is not trusted here
     found = json_of(ecluse(settings, "model", "verify", "1", "--json"))
     printed = subprocess.run(["sha256sum", public], check=True, capture_output=True, text=True).stdout
     assert printed.startswith(str(found["fingerprint"])), "the fingerprint is that of the file"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
@@ -393,6 +394,26 @@ def test_a_disk_that_is_full_is_told_and_leaves_nothing(
     place = settings.model.cache / settings.model_name
     assert [path for path in place.iterdir() if path.is_dir()] == []
     assert load_model(settings, 1, release).version == 1
+
+
+def test_on_a_disk_with_little_room_the_cache_gives_up_what_was_not_used_for_longest(
+    settings: Settings, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases = {1: release} | {version: store(settings, version) for version in (2, 3, 4)}
+    for version in (1, 2, 3):
+        load_model(settings, version, releases[version])
+    load_model(settings, 1, release)  # used last: it may be what scores
+    place = settings.model.cache / settings.model_name
+
+    def cached() -> set[int]:
+        return {int(path.name.partition("-")[0]) for path in place.iterdir() if not path.name.startswith(".")}
+
+    def with_room_for_one_less_than_there_are(into: Path) -> Any:
+        return SimpleNamespace(free=0 if len(cached() - {4}) > 2 else 2**40)
+
+    monkeypatch.setattr(shutil, "disk_usage", with_room_for_one_less_than_there_are)
+    assert load_model(settings, 4, releases[4]).version == 4
+    assert cached() == {1, 3, 4}
 
 
 def test_a_cache_that_cannot_be_written_is_told(settings: Settings, release: Release, tmp_path: Path) -> None:

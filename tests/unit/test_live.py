@@ -1,16 +1,21 @@
 """What a follower of the route does when loading fails, over a registry and a clock that a test sets."""
 
+import gc
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from ecluse.contract.records import Arm, Release, Route, Switch, Thresholds
 from ecluse.errors import BrokerError, ModelRefused, SettingsError
 from ecluse.model.registry import Registry, Routed, Switched
+from ecluse.model.routes import REMEMBERED
 from ecluse.settings import Settings
 from ecluse.telemetry import Telemetry
 from scoring import live
@@ -26,11 +31,13 @@ def arm(version: int, review: float = 0.5, share: float = 1.0) -> Arm:
     return Arm("champion", version, Thresholds(review, 0.9), share)
 
 
-def registry(settings: Settings, revision: int, *arms: Arm, shadows: tuple[Arm, ...] = ()) -> Registry:
+def registry(
+    settings: Settings, revision: int, *arms: Arm, shadows: tuple[Arm, ...] = (), history: tuple[Arm, ...] = ()
+) -> Registry:
     """All versions up to 9 are released; the route of this revision names the arms."""
     name = settings.model_name
     releases = {(name, version): Release(name, version, 0.0, f"{version:064}", 1) for version in range(1, 10)}
-    return Registry(releases, {name: Routed(Route(name, arms, 0.0, shadows), revision)})
+    return Registry(releases, {name: Routed(Route(name, arms, 0.0, shadows, history), revision)})
 
 
 class Reader:
@@ -200,24 +207,111 @@ def test_a_version_that_is_rolled_back_while_it_loads_never_scores(
     assert taken == [(1, 1), (1, 3)]
 
 
+def test_a_version_that_is_rolled_back_twice_while_it_loads_never_scores(
+    settings: Settings, models: LiveModel, loader: Loader
+) -> None:
+    models._keep_up(reader(registry(settings, 1, arm(2), history=(arm(1),))))
+    taken: list[tuple[int, int]] = []
+    models.hand_over_to(lambda champion: taken.append((champion.version, champion.revision)))
+    promoted = registry(settings, 2, arm(3), history=(arm(2), arm(1)))
+    models._keep_up(reader(promoted, later=registry(settings, 4, arm(1))))
+    assert loader.calls == [2, 3, 1]
+    assert taken == [(2, 1), (1, 4)]
+
+
+def test_a_first_version_that_is_rolled_back_while_it_loads_never_scores(
+    settings: Settings, models: LiveModel, loader: Loader
+) -> None:
+    promoted = registry(settings, 2, arm(3), history=(arm(2),))
+    models._keep_up(reader(promoted, later=registry(settings, 3, arm(2))))
+    assert loader.calls == [3, 2]
+    assert models.champion is not None
+    assert (models.champion.version, models.champion.revision) == (2, 3)
+
+
+def test_more_promotions_than_a_route_remembers_do_not_keep_a_version_from_scoring(
+    settings: Settings, models: LiveModel
+) -> None:
+    models._keep_up(reader(registry(settings, 1, arm(1))))
+    later = registry(settings, 20, arm(9), history=tuple(arm(3 + i % 5) for i in range(REMEMBERED)))
+    models._keep_up(reader(registry(settings, 2, arm(2), history=(arm(1),)), later=later))
+    assert models.champion is not None
+    assert models.champion.revision == 2
+
+
+def test_of_a_version_that_fails_again_and_again_nothing_stays_in_memory(
+    settings: Settings, models: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models._keep_up(reader(registry(settings, 1, arm(1))))
+    made: list[weakref.ref[Model]] = []
+    given: list[bool] = []
+
+    def fails(*_: Any) -> Champion:
+        model = Model(2)
+        made.append(weakref.ref(model))
+        raise ModelRefused(f"version {model.version} gives its own sample rows other scores")
+
+    monkeypatch.setattr(live, "load_champion", fails)
+    monkeypatch.setattr(live, "give_back", lambda: given.append(True))
+    gc.disable()  # what only a collection would free, stays
+    try:
+        large = registry(settings, 2, arm(2))
+        release = large.releases[settings.model_name, 2]
+        large.releases[settings.model_name, 2] = msgspec.structs.replace(release, size_bytes=2**30)
+        models._keep_up(reader(large))
+        assert "other scores" in models.degraded
+        assert [model() for model in made] == [None]
+        models._clear_up()
+        models._clear_up()
+        assert given == [True]
+    finally:
+        gc.enable()
+
+
+def test_an_outage_is_told_each_time(
+    settings: Settings, models: LiveModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[int] = []
+
+    @contextmanager
+    def on_and_off(settings: Settings) -> Iterator[Any]:
+        opened.append(1)
+        if len(opened) % 2:
+            raise BrokerError("nobody answers")
+        found = Reader(registry(settings, 1, arm(1)), answers=[registry(settings, 1, arm(1))])
+        found.poll = lambda seconds: (_ for _ in ()).throw(BrokerError("nobody answers"))  # type: ignore[attr-defined]
+        yield found
+
+    monkeypatch.setattr(live, "RegistryReader", on_and_off)
+    monkeypatch.setattr(live, "OUTAGE_SECONDS", 0.01)
+    with caplog.at_level("WARNING", logger=live.__name__), models:
+        wait_until("the second outage is over", lambda: len(opened) > 4)
+    assert sum("cannot be read" in line for line in caplog.messages) >= 2
+
+
 def test_a_version_that_was_routed_while_another_loaded_comes_after_it(settings: Settings, models: LiveModel) -> None:
     models._keep_up(reader(registry(settings, 1, arm(1))))
-    models._keep_up(reader(registry(settings, 2, arm(2)), later=registry(settings, 3, arm(3))))
+    later = registry(settings, 3, arm(3), history=(arm(2), arm(1)))
+    models._keep_up(reader(registry(settings, 2, arm(2), history=(arm(1),)), later=later))
     assert models.champion is not None
     assert models.champion.revision == 2  # or changes that come quicker than a load would never be served
 
 
 def test_a_model_that_comes_while_somebody_begins_to_take_models_is_not_overtaken_by_the_one_before(
-    settings: Settings, models: LiveModel
+    settings: Settings, models: LiveModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models._keep_up(reader(registry(settings, 1, arm(1))))
     taken: list[int] = []
+    about_to = threading.Event()
+    mark = models._telemetry.model_swaps.inc
+    monkeypatch.setattr(models._telemetry.model_swaps, "inc", lambda: (mark(), about_to.set()))
     newer = threading.Thread(target=lambda: models._keep_up(reader(registry(settings, 2, arm(2)))))
 
     def take(champion: Champion) -> None:
         if newer.ident is None:
             newer.start()
-            newer.join(0.2)  # it would be through by then
+            assert about_to.wait(10)
+            newer.join(0.2)  # without the lock it would be through by then
         taken.append(champion.version)
 
     models.hand_over_to(take)

@@ -181,7 +181,12 @@ def _print_numbers(report: DriftReport) -> None:
         print_table(columns, [_row(each) for each in shown])
     if calm:
         say(f"{calm} more numbers are well; --json has them all.")
-    left = {"late": report.late, "too far ahead": report.ahead, "in no profile": report.uncounted}
+    left = {
+        "late": report.late,
+        "too far ahead": report.ahead,
+        "in counts that fit no manifest or window": report.refused,
+    }
+    left["in no profile"] = report.uncounted
     if any(left.values()):
         told = ", ".join(f"{count:,} {what}" for what, count in left.items() if count)
         say(f"Not judged since the report before: {told} (docs/monitoring.md says what that means).")

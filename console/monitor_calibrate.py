@@ -32,7 +32,7 @@ def calibrate(
     model: Annotated[
         int | None, typer.Option(min=1, help="A released version; the champion where not given.", show_default=False)
     ] = None,
-    resamples: Annotated[int, typer.Option(min=50, max=100_000, help="How many orders of its weeks are judged.")] = 200,
+    resamples: Annotated[int, typer.Option(min=50, max=5_000, help="How many orders of its weeks are judged.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of these orders.")] = 20180401,
     config: ConfigOption = None,
     servers: ServersOption = None,

@@ -176,7 +176,7 @@ def stream_now(settings: "Settings") -> float:
         raise DataError(
             "The stream runs on its events' clock, and there is no event yet: --as-of says as of when to train."
         )
-    return min(found)
+    return statistics.median_high(found)  # one that is silent for weeks, or wrong, says little
 
 
 def _newest_times(settings: "Settings", consumer: "Consumer") -> list[float]:

@@ -52,7 +52,7 @@ class MonitorSettings(Section):
     late_hours: float = setting(1.0, ge=0)
     """How long a window waits, on the stream's clock, for events that come late."""
     max_ahead_hours: float = setting(24.0, gt=0)
-    """An event further ahead of the stream is counted apart and closes no window."""
+    """An event with a time further beyond the moment at which it was scored is counted apart and closes no window."""
     psi: Rising = Rising(warn=0.1, alarm=0.25)
     """Population stability index of an input or of the scores, less what chance alone gives."""
     missing: Rising = Rising(warn=0.02, alarm=0.1)

@@ -1,10 +1,15 @@
 """The records of the loop: from what workers count, over the monitor's reports and requests, to the trainer's runs."""
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ecluse.contract.records import Decision, ModelName, Moment, Version
+
+#: A larger one could not be added up.
+Count = Annotated[int, Meta(le=2**53)]
 
 
 class Counts(msgspec.Struct, gc=False, omit_defaults=True):
@@ -14,10 +19,10 @@ class Counts(msgspec.Struct, gc=False, omit_defaults=True):
     reference rows held: they are in no bin. `missing` counts those that were not there.
     """
 
-    bins: dict[int, int] = {}
-    missing: int = 0
-    below: int = 0
-    above: int = 0
+    bins: dict[int, Count] = {}
+    missing: Count = 0
+    below: Count = 0
+    above: Count = 0
 
 
 class WindowCounts(msgspec.Struct, gc=False, omit_defaults=True):
@@ -30,8 +35,8 @@ class WindowCounts(msgspec.Struct, gc=False, omit_defaults=True):
     window: Moment
     inputs: dict[str, Counts] = {}
     scores: Counts = msgspec.field(default_factory=Counts)
-    arms: dict[str, dict[Decision, int]] = {}
-    rejected: int = 0
+    arms: dict[str, dict[Decision, Count]] = {}
+    rejected: Count = 0
 
 
 class Covered(msgspec.Struct, gc=False):

@@ -23,7 +23,18 @@ from ecluse.errors import BrokerError, DeliveryError
 from ecluse.kafka import Config
 from ecluse.transport.brake import Brake
 from ecluse.transport.delivery import AtLeastOnce, Delivery, Seal, nothing
-from ecluse.transport.fetching import Start, app_starts, judge, lost, partition_of, place_of, split, starts_of, wake
+from ecluse.transport.fetching import (
+    Start,
+    app_starts,
+    judge,
+    lost,
+    partition_of,
+    place_of,
+    split,
+    starts_of,
+    taken_in,
+    wake,
+)
 from ecluse.transport.hand import SCORING, Hand, Limits, paced
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
 from ecluse.transport.progress import Progress, named, oldest_unscored
@@ -307,6 +318,7 @@ class Owner(threading.Thread):
     def _look(self) -> None:
         """Tell how things stand."""
         self.progress.aborted = self._delivery.aborted
+        self.progress.assigned = self.progress.assigned or taken_in(self._consumer, self._config.consumer)
         marks = self._consumer.get_watermark_offsets
         self.progress.look(self.ledgers, lambda place: int(marks(TopicPartition(*place), cached=True)[1]))
 

@@ -26,6 +26,8 @@ from retrain.drift.windows import Reference, Seen, size_of, window_of
 
 #: So many versions are followed at once; the lowest number that does not lead makes room for one more.
 MAX_VERSIONS = 16
+#: So many windows of a version are open at once, as where a past is read; with more, the last of them are not judged.
+MAX_OPEN = 1000
 #: An empty window is no gap where the one a span before it held less than this share of its span's events.
 _QUIET = 1 / 50
 
@@ -156,7 +158,6 @@ class Fold:
         seen = self._seen(profile)
         for counted in profile.windows:
             self._count(seen, profile.version, counted, recorded, before)
-        self._drop_ahead()
         return self._scheduled()
 
     def due(self) -> Closing | None:
@@ -242,7 +243,7 @@ class Fold:
         number = self._number(counted.window)
         if seen is None or number is None:
             return self._put_apart("refused", size)
-        if number * self._seconds > min(self._state.clock.reach(self._max_ahead), recorded + self._max_ahead):
+        if number * self._seconds > recorded + self._max_ahead:
             return self._put_apart("ahead", size)
         if number <= self._state.closed or self._is_over(number, before):
             return self._put_apart("late", size)
@@ -252,8 +253,10 @@ class Fold:
             return self._put_apart("refused", size)
         if number in seen.windows:
             seen.windows[number].add(window)
-        else:
-            seen.windows[number] = window
+            return None
+        seen.windows[number] = window
+        if len(still_open := [each for each in seen.windows if each > self._state.closed]) > MAX_OPEN:
+            self._put_apart("ahead", seen.windows.pop(max(still_open)).size)
         return None
 
     def _number(self, since: Moment) -> int | None:
@@ -265,13 +268,6 @@ class Fold:
 
     def _is_over(self, number: int, time: Moment | None) -> bool:
         return time is not None and (number + 1) * self._seconds + self._late <= time
-
-    def _drop_ahead(self) -> None:
-        """What was counted before the clock had begun may turn out to lie ahead of it."""
-        reach = self._state.clock.reach(self._max_ahead)
-        for seen in self._state.versions.values():
-            for number in [number for number in seen.windows if number * self._seconds > reach]:
-                self._put_apart("ahead", seen.windows.pop(number).size)
 
     def _put_apart(self, what: str, events: int) -> None:
         for apart in (self._state.apart, self._state.untold):

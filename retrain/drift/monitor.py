@@ -20,7 +20,7 @@ from ecluse.errors import DataError, EcluseError
 from ecluse.settings import Settings
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
 from retrain.drift.fold import Closing, Fold, Outcomes
-from retrain.drift.performance import outcomes
+from retrain.drift.performance import has_stored, outcomes
 from retrain.drift.references import References, Stopping
 from retrain.drift.state import MonitorState, restore
 from retrain.drift.telemetry import MonitorHealth, MonitorTelemetry
@@ -58,6 +58,7 @@ class Monitor:
         self._encode = encoder(settings.stream.encoding)
         self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
         self._state_due = 0.0
+        self._strange: tuple[str, float] | None = None
 
     def stop(self) -> None:
         """Have nothing be waited for any more. From any thread."""
@@ -125,6 +126,7 @@ class Monitor:
             logger.warning("The record at offset %d of the profiles is passed over: %s", record.offset(), error)
             return []
         self._telemetry.profiles.inc()
+        self._say_if_of_another_length(profile)
         asked = self._fold.take(profile, record.timestamp()[1] / 1e3, record.offset())
         said = [] if asked is None else [self._request(asked)]
         while (closing := self._fold.due()) is not None:
@@ -136,12 +138,30 @@ class Monitor:
                 said.append(self._request(closed.request))
         return said
 
+    def _say_if_of_another_length(self, profile: Profile) -> None:
+        seconds = self._settings.monitor.window_hours * 3600
+        if profile.window_seconds != seconds and (told := (profile.worker, profile.window_seconds)) != self._strange:
+            self._strange = told
+            logger.warning(
+                "Worker %s counts in windows of %g hours, and this monitor judges %g (monitor.window_hours): its counts are "
+                "refused until it is restarted with the same configuration.",
+                *(profile.worker, profile.window_seconds / 3600, seconds / 3600),
+            )
+
     def _outcomes(self, version: Version, closing: Closing) -> Outcomes:
         """What matured by the end of the window, of as long a time as a span; nothing where that cannot be told."""
         monitor, labels = self._settings.monitor, self._settings.labels
         until = closing.until - labels.maturity_hours * 3600
         since = until - monitor.window_hours * monitor.span_windows * 3600
         try:
+            if not has_stored(self._settings, closing.since, closing.until):
+                self._telemetry.failures.labels("store").inc()
+                logger.warning(
+                    "How well version %d does is not judged for this window: the training store holds none of its predictions. "
+                    "Is `ecluse store` behind?",
+                    version,
+                )
+                return Outcomes()
             found = outcomes(self._settings, version, since, until, closing.until)
         except Exception as error:  # whatever it is, the next try would meet it too, and no window would ever close
             self._telemetry.failures.labels("store").inc()

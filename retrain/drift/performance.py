@@ -112,6 +112,21 @@ def outcomes(
     return tuple(told)
 
 
+def has_stored(settings: Settings, since: Moment, until: Moment) -> bool:
+    """Whether the training store has come so far as to hold a prediction that became known in this time. One that has not may
+    lack labels, and where silence means negative they would count.
+
+    Raises:
+        StoreError: the training store cannot be read.
+    """
+    store, first, last = TrainingStore(settings), _clock(since), _clock(until)
+    with store.reading(PREDICTIONS):
+        rows = store.scan(PREDICTIONS).filter(
+            pl.col("day").is_between(first.date(), last.date()), pl.col("known_at").is_between(first, last)
+        )
+        return bool(rows.select("known_at").head(1).collect(engine="streaming").height)
+
+
 def matured(settings: Settings, version: Version, since: Moment, until: Moment, as_of: Moment) -> Matured | None:
     """The rows of a version; arguments and errors as of `outcomes`. None: there are none."""
     known_by = _clock(as_of)

@@ -58,3 +58,19 @@ def test_each_window_is_reported_once_and_an_episode_asks_once_also_over_a_resta
     described = set(re.findall(r"ecluse_[a-z_]+[a-z]", DOCS.read_text(encoding="utf-8")))
     metrics = set(re.findall(r"^# HELP (ecluse_[a-z_]+)", told, flags=re.MULTILINE))
     assert {name for name in metrics if not name.endswith("_created")} == described
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_monitor_that_stands_by_is_ready_and_takes_over(
+    servers: str, make_settings: MakeSettings, protocol: str
+) -> None:
+    settings = make_settings(servers, stream={"clock": "event"}, monitor=MONITOR, worker={"group_protocol": protocol})
+    cluster.create_topics(settings)
+    profiles = Profiles(settings, publish_small(settings))
+    with monitor(settings) as first, monitor(settings) as second:
+        profiles.send(3)
+        wait_until("one of them watches", lambda: len(reports(settings)) == 2)
+        assert first.stop() == 0, first.text
+        profiles.send(2)
+        wait_until("the other goes on", lambda: len(reports(settings)) == 4)
+        assert second.stop() == 0, second.text

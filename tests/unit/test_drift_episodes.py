@@ -10,7 +10,9 @@ from retrain.drift.episodes import Episodes
 from retrain.drift.judge import judged
 
 HOUR = 3600.0
-SETTINGS = MonitorSettings(calm_windows=2, cooldown_hours=5, psi=Rising(warn=1, alarm=2))
+SETTINGS = MonitorSettings(calm_windows=2, cooldown_hours=5, span_windows=3, psi=Rising(warn=1, alarm=2))
+#: So many windows without a warning end an episode, whatever they tell: two spans, and two.
+UNHEARD = 8
 VALUES = {Level.OK: 0.0, Level.WARN: 1.0, Level.ALARM: 2.0}
 
 
@@ -27,7 +29,7 @@ class Life(RuleBasedStateMachine):
         self.now = 0.0
         self.version = 1
         self.opened: float | None = None
-        self.calm = 0
+        self.calm = self.quiet = 0
         self.asked: dict[float, float] = {}  # by when the episode opened
 
     def close(self, level: Level | None) -> None:
@@ -44,6 +46,9 @@ class Life(RuleBasedStateMachine):
         if asks:
             assert self.opened is not None
             self.asked[self.opened] = self.now
+        self.quiet = 0 if level in (Level.WARN, Level.ALARM) else self.quiet + 1
+        if self.quiet >= UNHEARD:
+            self.opened = None
 
     @rule()
     def alarm(self) -> None:
@@ -70,7 +75,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def new_champion(self) -> None:
         self.version += 1
-        self.opened, self.calm = None, 0
+        self.opened, self.calm, self.quiet = None, 0, 0
         self.close(Level.OK)
 
     @invariant()

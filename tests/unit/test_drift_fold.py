@@ -7,7 +7,7 @@ from ecluse.contract.loop import Asker, Counts, DriftReport, Level, Statistic, W
 from ecluse.contract.records import BYPASS, Decision
 from ecluse.errors import DataError
 from retrain.drift.change import change
-from retrain.drift.fold import MAX_VERSIONS, Outcomes
+from retrain.drift.fold import MAX_OPEN, MAX_VERSIONS, Outcomes
 from retrain.drift.statistics import mean_rank
 from tests.unit.drift_stream import DAY, HOUR, START, Monitor, counts, even, profile, window
 
@@ -157,7 +157,8 @@ def test_a_change_of_level_below_every_other_threshold_is_told_by_its_series() -
 def test_late_events_and_those_far_ahead_are_told_and_change_nothing() -> None:
     monitor = Monitor()
     monitor.play(days(3))
-    monitor.take(profile([window(START, 70), window(START + 30 * DAY, 90)]))
+    later_than_its_record = (4e9 // DAY + 2) * DAY
+    monitor.take(profile([window(START, 70), window(later_than_its_record, 90)]))
     monitor.play([window(START + 3 * DAY)])
     report = monitor.reports[-1]
     assert (report.late, report.ahead, report.events) == (70, 90, 8000)
@@ -176,13 +177,55 @@ def test_a_wrong_clock_moves_nothing_and_one_beyond_the_record_itself_never_does
     assert monitor.closed == []
 
 
-def test_counts_of_before_the_clock_began_that_turn_out_far_ahead_are_put_apart() -> None:
+def test_events_with_a_wrong_time_in_a_past_wait_in_a_window_of_their_own_and_close_none() -> None:
     monitor = Monitor()
     monitor.take(profile([window(START + 400 * DAY, 50)], [START + 400 * DAY]))
     monitor.take(profile([window(START)], [START] * 4))
     monitor.tell(START + 2 * DAY)
     assert [report.events for report in monitor.reports] == [2000]
-    assert monitor.fold.apart.ahead == 50
+    monitor.tell(START + 402 * DAY)
+    assert [report.events for report in monitor.reports] == [2000, 50]
+
+
+def test_of_too_many_open_windows_the_last_are_not_judged_and_told() -> None:
+    monitor = Monitor()
+    monitor.take(profile([window(START)], [START] * 5))
+    monitor.take(profile([window(START + day * DAY, 10) for day in range(MAX_OPEN, 0, -1)]))
+    monitor.tell(START + 2 * DAY)
+    assert (monitor.reports[-1].until, monitor.reports[-1].ahead) == (START + DAY, 10)
+
+
+@pytest.mark.parametrize(("lump", "began"), [(500, 400 * DAY), (3000, 400 * DAY), (3000, 0.0)])
+def test_a_backlog_that_is_read_partition_by_partition_is_judged_whole(lump: int, began: float) -> None:
+    """Forty days of 16 partitions, in lumps that hold several, the first of them short; `began`: that many seconds after its end
+    it is read."""
+    days, partitions, chunk = 40, 16, 500
+    times = START + np.sort(np.random.default_rng(7).random(days * 4000)) * days * DAY
+    parts = [times[partition::partitions] for partition in range(partitions)]
+    monitor, recorded, sent = Monitor(), START + days * DAY + began, 0
+    ends = [chunk, *range(chunk + lump, len(parts[0]), lump), len(parts[0])]
+    for at, end in zip([0, *ends], ends, strict=False):
+        for partition, mine in enumerate(parts):
+            for start in range(at, end, chunk):
+                some = mine[start : min(start + chunk, end)]
+                numbers, sizes = np.unique(some // DAY, return_counts=True)
+                windows = [window(number * DAY, int(size)) for number, size in zip(numbers, sizes, strict=True)]
+                middle = float(some[len(some) // 2])
+                monitor.take(profile(windows, [middle], partition=partition), recorded)
+                recorded, sent = recorded + 0.05, sent + len(some)
+    assert sent == len(times)
+    apart = monitor.fold.apart
+    assert (apart.late, apart.ahead) == (0, 0)
+    assert len(monitor.reports) >= days - 15  # the last are open: a partition stands at the middle of its last times
+
+
+def test_a_partition_whose_clock_is_wrong_and_goes_on_holds_nothing_back() -> None:
+    monitor = Monitor()
+    for minute in range(20):
+        now = START + 30 * DAY + 60 * minute
+        monitor.take(profile([window(START + 30 * DAY, 10)], [now], partition=0), now)
+        monitor.take(profile([], [600.0 + 60 * minute], partition=1), now)
+    assert monitor.fold.time is not None and monitor.fold.time > START + 30 * DAY
 
 
 def test_the_slowest_partition_holds_windows_open_until_it_is_silent_or_far_behind() -> None:
@@ -254,6 +297,21 @@ def test_a_day_that_is_always_quiet_is_no_gap() -> None:
     monitor = Monitor(psi={"warn": 0.2, "alarm": 0.5})
     monitor.play([window(START + day * DAY) for day in range(35) if day % 7 != 6])
     assert [("psi", "amount") in named(report) for report in monitor.reports][-18:] == [True] * 18
+
+
+def test_an_episode_whose_blame_is_never_told_again_ends_and_leaves_room_for_the_next() -> None:
+    """As recall, once the bypass is off."""
+    monitor = Monitor(cooldown_hours=24)
+    for each in days(50):
+        if each.window >= START + 40 * DAY:
+            each.inputs["amount"] = counts(SHIFTED)
+        recall = Statistic("recall", 0.1, 0.5, 0.3, Level.ALARM) if each.window == START + 9 * DAY else None
+        monitor.take(profile([each], [each.window] * 5))
+        told = {1: Outcomes([recall])} if recall else None
+        monitor.take(profile(times=[each.window + DAY + 3600 * monitor.settings.late_hours] * 5), outcomes=told)
+    first, second = monitor.requests
+    assert [each.name for each in first.evidence] == ["recall"]
+    assert second.inputs == ("amount",)
 
 
 def test_a_new_champion_ends_the_episode_of_the_old_one() -> None:

@@ -144,6 +144,7 @@ def test_outcomes_that_cannot_be_had_leave_performance_out_and_nothing_else(
     def refuse(*_: Any) -> Any:
         raise error
 
+    monkeypatch.setattr(watching, "has_stored", lambda *_: True)
     monkeypatch.setattr(watching, "outcomes", refuse)
     monitor, telemetry = monitor_of(settings)
     said = monitor(chunk_of(ledger_of(settings), made_profiles(settings, manifest, "sss")))
@@ -163,11 +164,26 @@ def test_a_monitor_that_is_stopped_does_not_look_for_the_outcomes_of_all_windows
         monitor.stop()
         return ()
 
+    monkeypatch.setattr(watching, "has_stored", lambda *_: True)
     monkeypatch.setattr(watching, "outcomes", outcomes)
     monitor, _ = monitor_of(settings)
     with pytest.raises(Stopping):
         monitor(chunk_of(ledger_of(settings), made_profiles(settings, manifest, "ssss")))
     assert len(looks) == 1
+
+
+@pytest.mark.usefixtures("released")
+def test_performance_is_not_judged_where_the_store_has_not_come_as_far_as_the_window(
+    settings: Settings, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look(*_: Any) -> Any:
+        raise AssertionError("labels may be missing")
+
+    monkeypatch.setattr(watching, "outcomes", look)
+    monitor, _ = monitor_of(settings)
+    said = monitor(chunk_of(ledger_of(settings), made_profiles(settings, manifest, "ss")))
+    assert msgspec.msgpack.decode(said[0].value or b"", type=DriftReport).matured_until is None
+    assert "the training store holds none of its predictions" in caplog.text
 
 
 @pytest.mark.usefixtures("released")
@@ -181,6 +197,7 @@ def test_a_report_holds_the_outcomes_of_a_span_that_ended_when_its_events_had_ma
         asked.append(given)
         return (recall,)
 
+    monkeypatch.setattr(watching, "has_stored", lambda *_: True)
     monkeypatch.setattr(watching, "outcomes", outcomes)
     monitor, _ = monitor_of(settings)
     said = monitor(chunk_of(ledger_of(settings), made_profiles(settings, manifest, "ss")))

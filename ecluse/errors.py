@@ -110,6 +110,10 @@ class ModelRefused(ModelError):
     """An artefact that must not be published or served."""
 
 
+class NothingToLearn(ModelRefused):
+    """The rows, or one of their two parts, hold one class only: other rows may do."""
+
+
 class ModelNotFound(ModelError):
     """There is no such model or version."""
 

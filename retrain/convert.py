@@ -1,6 +1,7 @@
 """scikit-learn to ONNX, and the proof that both give the same scores."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ecluse.errors import ModelRefused
 from ecluse.model import runtime
 from ecluse.model.runtime import TOLERANCE
 from retrain.exact import TREES, exact_converters
+from retrain.probes import checked_scores
 from retrain.script import probabilities
 
 
@@ -73,11 +75,11 @@ def compare(estimator: Any, onnx: bytes, rows: NDArray[np.float32]) -> tuple[NDA
     """Score rows with both; returns the ONNX's probabilities of class 1, shape (n,), and the largest difference.
 
     Raises:
-        ModelRefused: the difference is larger than `TOLERANCE`, or the ONNX cannot be run.
+        ModelRefused: the difference is larger than `TOLERANCE`, or one of the two fails on the rows.
     """
     # Clipped as in a worker: no score there reaches a threshold that was chosen a rounding error above 1.
-    scores = runtime.clipped(runtime.onnx_scorer(onnx, rows.shape[1])(rows))
-    difference = float(np.max(np.abs(scores - probabilities(estimator, rows))))
+    scores = runtime.clipped(checked_scores(runtime.onnx_scorer(onnx, rows.shape[1]), rows))
+    difference = float(np.max(np.abs(scores - checked_scores(partial(probabilities, estimator), rows))))
     if not difference <= TOLERANCE:
         raise ModelRefused(
             f"The ONNX form of {type(estimator).__name__} differs from its predict_proba by up to {difference:.2g} on "

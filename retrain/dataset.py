@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ecluse import tables
-from ecluse.errors import DataError, ModelRefused
+from ecluse.errors import DataError, ModelRefused, NothingToLearn
 from ecluse.model.features import seconds_of
 from ecluse.settings import Settings
 
@@ -167,7 +167,7 @@ def truth(column: pl.Series, positive: str | None, name: str) -> NDArray[np.int8
                 f"The label '{name}' is neither 0/1 nor true/false ({shown}): set model.positive to the one that means 1."
             )
     if len(set(codes.values())) < 2:
-        raise ModelRefused(
+        raise NothingToLearn(
             f"The label '{name}' has one class only ({shown or 'it is blank throughout'}): nothing can be learnt from it."
         )
     known = texts.replace_strict(codes, default=-1, return_dtype=pl.Int8)
@@ -194,7 +194,7 @@ def hold_out(rows: Rows, share: float, since: dt.datetime | None) -> tuple[Rows,
     for part, what in zip(parts, ("rows to train on", "held-out rows"), strict=True):
         positives = int(part.labels.sum())
         if positives in (0, len(part)):
-            raise ModelRefused(
+            raise NothingToLearn(
                 f"The {len(part):,} {what} hold {positives:,} positive labels; each part needs both classes. "
                 "Give more rows, or another model.holdout or --holdout-since."
             )

@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 from platform import python_version
@@ -33,6 +34,7 @@ from ecluse.model.samples import Samples, synthetic_rows
 from ecluse.settings import Settings
 from retrain.convert import convert
 from retrain.memory import memory_of
+from retrain.probes import checked_scores
 from retrain.publish import DRAFT
 from retrain.script import probabilities
 
@@ -81,7 +83,7 @@ def compile_estimator(settings: Settings, estimator: Any, rows: NDArray[np.float
         ModelRefused: the ONNX is not its equal, and the settings do not have this model unpickled.
     """
     samples = reference.samples
-    expected = probabilities(estimator, samples)
+    expected = checked_scores(partial(probabilities, estimator), samples)
     files = {SAMPLES: Samples.of(samples, expected).encode()}
     together = np.concatenate([rows, samples])
     try:
@@ -93,7 +95,7 @@ def compile_estimator(settings: Settings, estimator: Any, rows: NDArray[np.float
                 "model. Nothing was published."
             ) from error
         note = f"Workers unpickle this model, as model.unpickle allows, because it has no ONNX form. {error}"
-        served = clipped(probabilities(estimator, rows))
+        served = clipped(checked_scores(partial(probabilities, estimator), rows))
         return Compiled(served, {}, files | {JOBLIB: _pickled(estimator, compress=0)}, (note,))
     files |= {ONNX: onnx, JOBLIB: _pickled(estimator, compress=3)}
     return Compiled(scores[: len(rows)], {"rows": float(len(together)), "max_difference": difference}, files)

@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import msgspec
 import psutil
 
 from ecluse.contract.records import Thresholds
-from ecluse.errors import DataError, EcluseError, ModelRefused, ProcessFailed
+from ecluse.errors import DataError, EcluseError, ModelRefused, NothingToLearn, ProcessFailed
 from ecluse.settings import Settings
 from retrain.limits import Limits, Watch
 from retrain.runlog import RunLog
@@ -86,7 +87,9 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 Job = Train | Register
 Message = Said | Refused | Done
 _message = msgspec.json.Decoder(Message)
-_ERRORS: dict[str, type[EcluseError]] = {error.__name__: error for error in (DataError, ModelRefused, ProcessFailed)}
+_ERRORS: dict[str, type[EcluseError]] = {
+    error.__name__: error for error in (DataError, ModelRefused, NothingToLearn, ProcessFailed)
+}
 
 
 def for_child(settings: Settings) -> dict[str, Any]:
@@ -117,13 +120,21 @@ def run(job: Job, say: Callable[[str], None], guard: Guard | None = None) -> Non
         DataError, ModelRefused: what the child refused, in its words.
         ProcessFailed: it ended before the job was done, or took more than it may.
     """
+    # What a child that is killed leaves of its own goes with this folder.
+    with tempfile.TemporaryDirectory(prefix="ecluse-child-", ignore_cleanup_errors=True) as scratch:
+        _run(job, say, guard, scratch)
+    _require_plain_files(Path(job.draft))
+
+
+def _run(job: Job, say: Callable[[str], None], guard: Guard | None, scratch: str) -> None:
+    """See `run`."""
     mark = uuid.uuid4().hex
     child = subprocess.Popen(
         [sys.executable, "-P", "-u", "-m", "retrain.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None if guard is None else subprocess.PIPE,
-        env=_environment() | {MARK: mark},
+        env=_environment(job.settings) | {MARK: mark, "TMPDIR": scratch},
         process_group=0,  # Ctrl-C reaches us only, and what the child started ends with it
     )
     assert child.stdin is not None
@@ -144,17 +155,18 @@ def run(job: Job, say: Callable[[str], None], guard: Guard | None = None) -> Non
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-    _require_plain_files(Path(job.draft))
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: dict[str, Any]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("ECLUSE_", "KAFKA_")) and not name.endswith("_FILE")
     }
     # OpenMP's threads would spin while they wait for each other: on busy cores that takes three times as long.
-    return {"OMP_WAIT_POLICY": "passive"} | kept
+    # Strings' hashes are of the seed too, or a script that walks through a set would make another model each time.
+    seed = str(int(settings.get("trainer", {}).get("seed", 0)) % 2**32)
+    return {"OMP_WAIT_POLICY": "passive"} | kept | {"PYTHONHASHSEED": seed}
 
 
 def _looking(child: subprocess.Popen[bytes], guard: Guard | None) -> Callable[[], None]:

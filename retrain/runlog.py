@@ -1,5 +1,6 @@
 """The log of a run: what a training printed, of bounded size however much that is."""
 
+import contextlib
 import os
 import select
 import threading
@@ -86,18 +87,18 @@ class RunLog:
             self._begun = self._begun[whole:]
 
     def _write(self, data: bytes) -> None:
-        with self._lock:
-            try:
-                if len(data) > self._room:
-                    self._turn()
-                self._out.write(data)
-                self._room -= len(data)
-            except OSError:
-                self._room = 0  # a full disk must not stop who empties the pipe
+        # A full disk must not stop who empties the pipe: what is there stays.
+        with self._lock, contextlib.suppress(OSError):
+            if len(data) > self._room:
+                self._turn()
+            self._out.write(data)
+            self._room -= len(data)
 
     def _turn(self) -> None:
-        """Go on in a new file."""
+        """Go on in a new file, once there is one."""
+        begun = self._file.with_name(f"{self._file.name}.new")
+        fresh = begun.open("wb", buffering=0)
         self._out.close()
+        self._out, self._room = fresh, FILE_BYTES
         self._file.replace(self._older)
-        self._out = self._file.open("wb", buffering=0)
-        self._room = FILE_BYTES
+        begun.replace(self._file)

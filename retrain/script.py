@@ -116,7 +116,9 @@ def run_script(script: Script, frame: pl.DataFrame, features: Sequence[str], see
     np.random.seed(seed % 2**32)
     ours = os.getpid()
     try:
-        estimator = script.train(frame, list(features))
+        estimator = script.train(
+            frame.clone(), list(features)
+        )  # what it does to its frame is its own: columns are shared
     except (Exception, SystemExit) as error:
         raise ModelRefused(f"The training script {script.name} failed: {_where(error, script.file)}.") from error
     finally:

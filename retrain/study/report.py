@@ -55,8 +55,9 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     """Candidates, small to large, and which of them is picked (None: none can be). All but the costs is the same again for the
     same rows, script, libraries and seed.
 
-    `units` counts what resamples are drawn of: entities, or rows where the file does not say whose they are. `best` is the
-    yardstick of the losses.
+    `required` names the candidate that must not fail: the settings' script, where that names no candidates of its own. `units`
+    counts what resamples are drawn of: entities, or rows where the file does not say whose they are. `best` is the yardstick of
+    the losses.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     script_sha256: str
     file: str
     notes: tuple[str, ...] = ()
+    required: str | None = None
 
     @property
     def decided(self) -> "Study":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ecluse.errors import ModelRefused
@@ -59,6 +60,9 @@ def study(settings: Settings, job: Train, say: Callable[[str], None]) -> None:
             tried.append(_try(settings, ground, name, each, Path(folder) / str(number)))
         say(f"Comparing on {settings.study.bootstrap:,} resamples of {len(ground.later):,} held-out rows")
         done, chosen = _judge(settings, job, ground, script, tried)
+        done = msgspec.structs.replace(
+            done, required=next((each.name for each in tried if each.script is script), None)
+        )
         (Path(job.draft) / STUDY).write_bytes(done.encode())
         if chosen is None or chosen.fitted is None or chosen.files is None:
             raise ModelRefused(f"{done.why} Nothing was published.")

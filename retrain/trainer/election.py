@@ -68,8 +68,8 @@ class Election:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
+        """Whether its thread has not ended."""
+        return self._thread.ident is None or self._thread.is_alive()
 
     def requests(self) -> list[RetrainRequest] | None:
         """What is asked for; None where another is elected, or the topic is not yet read to its end."""

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 
 from ecluse import cluster, kafka
 from ecluse.contract.loop import Run, RunState
-from ecluse.errors import BrokerError, DataError, EcluseError, SettingsError, StoreConflict, cause
+from ecluse.errors import BrokerError, DataError, EcluseError, NothingToLearn, SettingsError, StoreConflict, cause
 from ecluse.health import HealthServer
 from ecluse.model.registry import READ_SECONDS, Registry, RegistryReader
 from ecluse.model.routes import record_run
@@ -28,7 +28,7 @@ from ecluse.store.delta import TrainingStore
 from retrain.publish import require_key
 from retrain.trainer.election import Election
 from retrain.trainer.requests import Turn, choose, open_requests
-from retrain.trainer.run import LOG, Bar, Made, folder_of, make
+from retrain.trainer.run import Bar, Made, folder_of, log_of, make
 from retrain.trainer.telemetry import TrainerHealth, TrainerTelemetry
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,10 @@ class Trainer:
             if requests is not None:
                 waiting = open_requests(requests, self._reader.registry.runs)
                 if waiting:  # asked again: what this one has read may be old
-                    waiting = open_requests(requests, self._registry().runs)
+                    try:
+                        waiting = open_requests(requests, self._registry().runs)
+                    except Superseded:  # in a trouble that was waited out
+                        continue
                 self._telemetry.waiting.set(len(waiting))
                 if waiting or self._once:
                     return choose(waiting)
@@ -212,7 +215,7 @@ class Trainer:
             state=RunState.TRAINING,
             trainer=kafka.member_name(),
             started_at=began,
-            log=str(self._settings.trainer.runs / request.id / LOG),
+            log=log_of(self._settings, request),
         )
         if not self.patiently(lambda: record_run(self._settings, ours)):
             raise Superseded("It has its answer.")
@@ -229,7 +232,7 @@ class Trainer:
             raise
         except EcluseError as error:
             log.error("%s: failed: %s", turn.request.id, error)
-            return Failure(str(error), of_request=isinstance(error, DataError))
+            return Failure(str(error), of_request=isinstance(error, (DataError, NothingToLearn)))
         except Exception as error:
             log.exception("%s: failed", turn.request.id)
             return Failure(f"{type(error).__name__}: {cause(error)}.")

@@ -35,8 +35,6 @@ T = TypeVar("T")
 Bar = Callable[[], AbstractContextManager[Callable[[int, int | None], None]]]
 
 SET, LOG = "set.parquet", "run.log"
-#: What a study calls the script of the settings, where that names no candidates.
-_SCRIPT = "script"
 #: What a request must be called for a folder of its own.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: A process may set aside more memory than it uses, for threads' stacks and the like; more than this is what grows too fast to
@@ -75,6 +73,11 @@ def folder_of(settings: Settings, request: RetrainRequest) -> Path:
     if not _ID.fullmatch(request.id):
         raise DataError(f"The request's id {request.id!r:.99} is no name for a folder: letters, digits, '.', '_', '-'.")
     return settings.trainer.runs / request.id
+
+
+def log_of(settings: Settings, request: RetrainRequest) -> str:
+    """The path of the run's log; empty where its id is no name for a folder, and nothing is written."""
+    return str(settings.trainer.runs / request.id / LOG) if _ID.fullmatch(request.id) else ""
 
 
 def make(settings: Settings, request: RetrainRequest, folder: Path, bounds: Bounds, bar: Bar) -> Made:
@@ -156,7 +159,12 @@ def _set(
     cutoff = request.cutoff
     if settings.stream.clock == "arrival":
         cutoff = min(cutoff, time.time())  # whose clock is ahead of ours means now
-    as_of = dt.datetime.fromtimestamp(cutoff, dt.UTC)
+    try:
+        as_of = dt.datetime.fromtimestamp(cutoff, dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise DataError(
+            f"The request's cut-off {request.cutoff:g} is no time: seconds since 1970 were expected."
+        ) from error
     days = settings.trainer.history_days
     since = None if days is None else as_of - dt.timedelta(days=days)
     say(f"Building the training set as of {as_of:%Y-%m-%d %H:%M:%S} UTC")
@@ -206,13 +214,13 @@ def _looked(bounds: Bounds, say: Callable[[str], None], progress: Callable[[int,
 
 
 def _require_script(study: Study) -> None:
-    """A study goes on without a candidate that fails. Without the very script that was asked for there is nothing to publish.
+    """A study goes on without a candidate that fails. Without the one that must not fail there is nothing to publish.
 
     Raises:
         ModelRefused: it failed.
     """
     for candidate in study.candidates:
-        if candidate.name == _SCRIPT and candidate.average_precision is None:
+        if candidate.name == study.required and candidate.average_precision is None:
             raise ModelRefused(f"{candidate.reason} Nothing was published.")
 
 

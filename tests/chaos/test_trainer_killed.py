@@ -52,11 +52,13 @@ def test_a_trainer_is_killed_fifteen_times_and_each_request_has_one_answer(
 ) -> None:
     """Five times for each of three requests, of which the trainer knows one at a time."""
     chance, ids = random.Random(f"{request_seed}/trainer"), [f"person-{number}" for number in range(REQUESTS)]
+    killed = 0
     for id in ids:
         ask(settings, request(settings, id))
-        kill_again_and_again(settings, chance, [id], KILLS)
+        killed += kill_again_and_again(settings, chance, [id], KILLS)
         with trainer(settings) as running:
             wait_finished(settings, [id], [running])
+    assert killed > REQUESTS * (KILLS - 2), "requests were answered before they had met the kills"
     require_one_answer_each(settings, ids)
 
 

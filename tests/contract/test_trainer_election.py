@@ -4,6 +4,7 @@ import pytest
 
 from ecluse import cluster
 from retrain.trainer.election import Election
+from retrain.trainer.telemetry import TrainerHealth
 from tests.conftest import MakeSettings
 from tests.workers import wait_until
 
@@ -18,3 +19,9 @@ def test_one_of_two_is_elected_the_other_knows_and_follows(
         with Election(settings) as first:
             wait_until("one is elected", lambda: {first.elected, second.elected} == {True, False})
         wait_until("who is left is", lambda: second.elected is True)
+
+
+def test_a_trainer_that_waits_for_a_broker_before_it_follows_anything_is_live(make_settings: MakeSettings) -> None:
+    health = TrainerHealth(Election(make_settings()))
+    assert health.live() == []
+    assert health.ready() == ["nobody is elected yet"]

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ecluse import cluster
 from ecluse.contract.loop import Asker, RunState
-from ecluse.errors import BrokerUnreachable, ModelRefused, SettingsError, StoreConflict
+from ecluse.errors import BrokerUnreachable, ModelRefused, NothingToLearn, SettingsError, StoreConflict
 from ecluse.model import routes
 from ecluse.model.artefact import verified
 from ecluse.model.registry import read_registry
@@ -96,6 +96,29 @@ def test_what_is_wrong_with_one_request_alone_answers_no_other(settings: Setting
         ("person-1", RunState.PUBLISHED),
     ]
     assert child.drafted == 1
+
+
+@pytest.mark.parametrize("cutoff", [at(0.0).timestamp() * 1000, 1e20, float("nan")])
+def test_a_cut_off_that_is_no_time_fails_with_a_sentence(settings: Settings, child: FakeChild, cutoff: float) -> None:
+    settings = settings.model_copy(update={"stream": settings.stream.model_copy(update={"clock": "event"})})
+    ask(settings, request(settings, "person-1"), request(settings, "person-2", cutoff=cutoff))
+    _, told = train_once(settings)
+    assert [(each.request, each.state) for each in told] == [
+        ("person-2", RunState.FAILED),
+        ("person-1", RunState.PUBLISHED),
+    ]
+    assert "is no time: seconds since 1970 were expected" in told[0].reason
+    assert child.drafted == 1
+
+
+def test_too_few_positives_as_of_one_request_answer_no_other(settings: Settings, child: FakeChild) -> None:
+    child.fails = NothingToLearn("The 40 rows to train on hold 0 positive labels; each part needs both classes.")
+    ask(settings, request(settings, "person-1"), request(settings, "person-2"))
+    _, told = train_once(settings)
+    assert [(each.request, each.state) for each in told] == [
+        ("person-2", RunState.FAILED),
+        ("person-1", RunState.FAILED),
+    ]
 
 
 def test_a_failure_of_the_training_is_the_runs_reason_and_nothing_else_happens(
@@ -192,6 +215,22 @@ def _ends(before: bool, call: Callable[..., Any]) -> Callable[..., Any]:
         raise Killed
 
     return called
+
+
+def test_a_trainer_that_loses_the_election_while_it_looks_for_requests_goes_on(
+    settings: Settings, child: FakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, lost = loop.Trainer._registry, [loop.Superseded("Another trainer is elected.")]
+
+    def looked(trainer: loop.Trainer) -> Any:
+        if lost:
+            raise lost.pop()
+        return look(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "_registry", looked)
+    ask(settings, request(settings, "person-1"))
+    sound, (told,) = train_once(settings)
+    assert sound and told.state is RunState.PUBLISHED and not lost
 
 
 @pytest.mark.parametrize(

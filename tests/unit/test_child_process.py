@@ -244,3 +244,29 @@ def test_the_end_of_the_parent_is_the_end_of_the_child_and_of_what_it_started(
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_strings_hash_alike_in_each_training_so_that_a_set_gives_its_columns_in_one_order(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    hashes = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        body = f"open({str(folder / 'hash')!r}, 'w').write(str(hash('amount')))"
+        run(job(make_settings(), folder, body), silent)
+        hashes.append((folder / "hash").read_text())
+    assert hashes[0] == hashes[1]
+
+
+def test_what_a_child_that_is_killed_leaves_in_its_temporary_folder_goes_with_it(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    body = f"""
+    import os, signal, tempfile
+    open({str(tmp_path / "left")!r}, "w").write(tempfile.mkdtemp())
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with pytest.raises(ProcessFailed, match="SIGKILL"):
+        run(job(make_settings(), tmp_path, body), silent)
+    assert not Path((tmp_path / "left").read_text()).exists()

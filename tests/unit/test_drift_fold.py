@@ -197,8 +197,7 @@ def test_of_too_many_open_windows_the_last_are_not_judged_and_told() -> None:
 
 @pytest.mark.parametrize(("lump", "began"), [(500, 400 * DAY), (3000, 400 * DAY), (3000, 0.0)])
 def test_a_backlog_that_is_read_partition_by_partition_is_judged_whole(lump: int, began: float) -> None:
-    """Forty days of 16 partitions, in lumps that hold several, the first of them short; `began`: that many seconds after its end
-    it is read."""
+    """Forty days of 16 partitions, in lumps that hold several, the first one short, read `began` seconds after their end."""
     days, partitions, chunk = 40, 16, 500
     times = START + np.sort(np.random.default_rng(7).random(days * 4000)) * days * DAY
     parts = [times[partition::partitions] for partition in range(partitions)]

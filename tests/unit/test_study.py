@@ -33,9 +33,11 @@ FIELDS = {
 }
 SCRIPT = """
 import numpy as np
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
 
 
@@ -57,8 +59,14 @@ def train(frame, features):
     raise AssertionError("the script offers candidates, so this is none")
 
 
+def greedy(frame, features):
+    frame.drop_in_place("weight")
+    raise ValueError("it kept the weights")
+
 def candidates(features):
     stump = fit(DecisionTreeClassifier(max_depth=1, random_state=0))
+    coded = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder())  # fails on what it has not seen
+    moody = fit(make_pipeline(ColumnTransformer([("amount", coded, [0])]), DecisionTreeClassifier(max_depth=1)))
     without_onnx = fit(make_pipeline(FunctionTransformer(np.nan_to_num), DecisionTreeClassifier(max_depth=1)))
     return OFFERED
 """
@@ -152,6 +160,20 @@ def test_what_fails_is_told_with_its_reason_and_ends_nothing(bench: Bench) -> No
     assert large.loss is not None and large.loss.value < 0, "it would have been better, and the study says so"
     assert re.search(r"large would have had 0\.\d+ more than stump, but is larger", found.why)
     assert not (draft / "raising").exists() and len(list(draft.iterdir())) == 5
+
+
+def test_a_model_that_raises_on_later_rows_is_a_candidate_that_fails(bench: Bench) -> None:
+    found, _ = bench.study('{"moody": moody, "stump": stump}')
+    assert found.picked == "stump" and found.required is None
+    assert (
+        "The model fails on rows that it was tried on: ValueError: Found unknown categories"
+        in only(found, "moody").reason
+    )
+
+
+def test_what_a_candidate_does_to_its_frame_is_its_own(bench: Bench) -> None:
+    found, _ = bench.study('{"greedy": greedy, "stump": stump}')
+    assert found.picked == "stump" and only(found, "stump").average_precision is not None
 
 
 def test_where_all_fail_each_reason_is_told_and_nothing_is_drafted(bench: Bench) -> None:

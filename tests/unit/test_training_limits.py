@@ -103,5 +103,23 @@ def test_a_line_without_end_is_copied_all_the_same(tmp_path: Path) -> None:
     assert newer.stat().st_size + older.stat().st_size == 100 * 65536 + newer.read_bytes().count(b"\n")
 
 
+def test_a_disk_that_is_full_for_a_while_takes_nothing_from_a_log(tmp_path: Path) -> None:
+    file, older = tmp_path / "run.log", tmp_path / "run.log.1"
+    with RunLog(file) as log:
+        log.line("kept")
+        out, log._out = log._out, open("/dev/full", "wb", buffering=0)  # noqa: SIM115, PTH123
+        log.line("lost")
+        log._out.close()
+        log._out = out
+        log.line("after")
+        assert file.read_text() == "kept\nafter\n" and not older.exists()
+        log._room, blocked = 0, tmp_path / "run.log.new"
+        blocked.mkdir()  # no file can be begun
+        log.line("lost")
+        blocked.rmdir()
+        log.line("in a new file")
+    assert (file.read_text(), older.read_text()) == ("in a new file\n", "kept\nafter\n")
+
+
 def test_what_is_free_is_told_where_no_limit_is_set() -> None:
     assert 0 < free_memory() < psutil.virtual_memory().total

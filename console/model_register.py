@@ -1,5 +1,6 @@
 """`ecluse model register`: release a model that was trained elsewhere."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,8 @@ def register(
 
     if (review is None) != (block is None):
         raise typer.BadParameter("give both --review and --block, or neither")
+    if not all(math.isfinite(each) for each in (review, block) if each is not None):
+        raise typer.BadParameter("--review and --block are finite numbers")
     if review is not None and block is not None and not review <= block:
         raise typer.BadParameter("--review must not lie above --block")
     thresholds = None if review is None or block is None else Thresholds(review, block)

@@ -182,16 +182,17 @@ def checked(settings: "Settings", registry: "Registry", version: int, *, in_stor
 
     Raises:
         ModelNotFound: it was never released, or the store does not hold it whole.
-        ModelRefused: its files, its signature or its features are not as they must be.
+        ModelRefused: its files, its signature, its form or its features are not as they must be.
         ModelError, SettingsError: it cannot be checked.
     """
-    from ecluse.model.artefact import verified, verified_in_store
+    from ecluse.model.artefact import require_form, verified, verified_in_store
     from ecluse.model.features import FeatureSet
     from ecluse.model.routes import require_release
 
     release = require_release(registry, settings.model_name, version)
     with download(version) as progress:
         manifest, _ = (verified_in_store if in_store else verified)(settings, version, release, progress)
+    require_form(settings, manifest)
     FeatureSet(manifest.features, settings.stream.schema_of_events())
     return manifest
 

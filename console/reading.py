@@ -76,6 +76,8 @@ def spans(settings: Settings, consumer: Consumer, topic: str, since: float | Non
         return held
     asked = [TopicPartition(topic, partition, int(since * 1e3)) for partition in held]
     found = consumer.offsets_for_times(asked, timeout=kafka.PATIENCE)
+    if refused := next((place.error for place in found if place.error is not None), None):
+        raise BrokerUnreachable(settings.kafka.bootstrap_servers, refused.str())
     starts = {place.partition: place.offset for place in found}
     # A negative answer means that no record is as late as that.
     return {p: (starts[p] if starts[p] >= 0 else high, high) for p, (_, high) in held.items()}

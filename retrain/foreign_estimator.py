@@ -35,7 +35,9 @@ def load_estimator(file: Path, features: Sequence[Feature]) -> tuple[Any, list[s
     if not callable(getattr(estimator, "predict_proba", None)):
         raise ModelRefused(f"{kind} has no predict_proba: CalibratedClassifierCV around it gives probabilities.")
     _require_fitted(estimator)
-    classes = np.asarray(getattr(estimator, "classes_", ())).tolist()
+    if isinstance(known := getattr(estimator, "classes_", ()), list) and known and isinstance(known[0], np.ndarray):
+        raise ModelRefused(f"{kind} predicts {len(known)} targets: workers need a classifier of one.")
+    classes = np.asarray(known).tolist()
     if classes != [0, 1]:
         shown = ", ".join(map(repr, classes[:5])) + ("…" if len(classes) > 5 else "")
         raise ModelRefused(
@@ -71,7 +73,8 @@ def _require_inputs(estimator: Any, features: Sequence[Feature]) -> None:
     if takes != len(features):
         raise ModelRefused(f"{kind} takes {takes} inputs, and the features file names {len(features)}.")
     names, fitted = [feature.name for feature in features], list(getattr(estimator, "feature_names_in_", ()))
-    if fitted != names and sorted(fitted) == sorted(names):
+    places = {name: i for i, name in enumerate(names)}
+    if any(places.get(name, i) != i for i, name in enumerate(fitted)):
         raise ModelRefused(
             f"{kind} was fitted on {', '.join(fitted)}, in this order, and the features file names {', '.join(names)}."
         )

@@ -21,10 +21,12 @@ LOWER, RAISE = 0.8, 1.25
 PATIENCE = 900.0
 #: Less of what is wanted than this part is nobody: so few would speak for so many that they told nothing.
 LEAST = 0.01
+#: So many days from the newest on are kept: where a past is read, partitions lie days apart.
+_DAYS = 64
 
 
 class Spending:
-    """What went past on one day, the stream's newest, and on the next, of which events may have come already."""
+    """What went past on one day, the stream's newest, and on those after it, of which events may have come already."""
 
     def __init__(self, day: int) -> None:
         self.day = day
@@ -35,7 +37,7 @@ class Spending:
     def add(self, spent: Spent) -> None:
         """Take in one event that went past; of days gone by nothing is kept, nor of those far ahead."""
         day = day_of(spent.at)
-        if self.day <= day <= self.day + 1 and spent.propensity > 0:
+        if self.day <= day < self.day + _DAYS and spent.propensity > 0:
             self._sums[day] += spent.amount
             self._slots[day, int(spent.at // _SLOT)] += spent.amount / spent.propensity
 

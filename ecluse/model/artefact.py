@@ -189,8 +189,20 @@ def _alone(place: Path) -> Iterator[Path]:
 
 
 def _scorer(settings: Settings, manifest: Manifest, folder: Path) -> Scorer:
+    require_form(settings, manifest)
     if ONNX in manifest.files:
         return onnx_scorer(folder / ONNX, len(manifest.features))
+    return joblib_scorer(folder / JOBLIB)
+
+
+def require_form(settings: Settings, manifest: Manifest) -> None:
+    """Make sure that a version holds what these settings allow to load.
+
+    Raises:
+        ModelRefused: it holds no model, or a pickle alone that `model.unpickle` does not name.
+    """
+    if ONNX in manifest.files:
+        return
     if JOBLIB not in manifest.files:
         raise ModelRefused(f"Version {manifest.version} of model {manifest.name} holds neither {ONNX} nor {JOBLIB}.")
     if manifest.name not in settings.model.unpickle:
@@ -198,7 +210,6 @@ def _scorer(settings: Settings, manifest: Manifest, folder: Path) -> Scorer:
             f"Version {manifest.version} of model {manifest.name} has no ONNX, only a pickle, and model.unpickle does not "
             "name it: unpickling runs code."
         )
-    return joblib_scorer(folder / JOBLIB)
 
 
 def _require_memory(settings: Settings, manifest: Manifest, beside: int) -> None:

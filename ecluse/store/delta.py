@@ -113,8 +113,11 @@ class TrainingStore:
                     if (delta := self._ready(table, advances)) is None:
                         continue
                     added = write(place, rows) if added is None else added
-                    if _commit(delta, added, advances):
-                        return
+                    version = delta.version()
+                    try:
+                        return _commit(delta, added, advances)
+                    except CommitFailedError:
+                        _require_moved(place, version)
                 raise StoreConflict(place.location, f"others committed before us {_TRIES} times in a row.")
             except StoreConflict:
                 place.discard([action.path for action in added or ()])
@@ -131,10 +134,11 @@ class TrainingStore:
             for _ in _attempts():
                 if (delta := self._load(table)) is None:
                     return 0
+                version = delta.version()
                 try:
                     return int(delta.delete(predicate).get("num_deleted_rows") or 0)
                 except CommitFailedError:
-                    continue
+                    _require_moved(self._place(table), version)
         raise StoreConflict(self.location(table), f"others changed the same files {_TRIES} times in a row.")
 
     def compact(self, table: Table) -> int:
@@ -181,6 +185,7 @@ class TrainingStore:
                 delta.alter.add_columns(new, commit_properties=CommitProperties(max_commit_retries=0))
                 return None
         except CommitFailedError:
+            _require_moved(place, None if log is None else log.version)
             return None
         except DeltaError as error:
             if log is None and "already exists" in str(error):
@@ -233,17 +238,28 @@ def _require_start(place: Place, stored: Mapping[str, int], advances: Advances) 
             )
 
 
-def _commit(delta: DeltaTable, added: list[AddAction], advances: Advances) -> bool:
-    """Commit upon exactly this version of the table; False: somebody else did."""
+def _require_moved(place: Place, version: int | None) -> None:
+    """Within the handling of a refused commit upon a version: the same refusal would come for ever where nobody came before.
+
+    Raises:
+        CommitFailedError: the one that is handled.
+    """
+    log = place.log()
+    if (None if log is None else log.version) == version:
+        raise  # noqa: PLE0704
+
+
+def _commit(delta: DeltaTable, added: list[AddAction], advances: Advances) -> None:
+    """Commit upon exactly this version of the table.
+
+    Raises:
+        CommitFailedError: somebody else did, or the table cannot be written.
+    """
     transactions = [Transaction(name, end) for name, (_, end) in advances.items()]
     properties = CommitProperties(app_transactions=transactions, max_commit_retries=0)
-    try:
-        delta.create_write_transaction(
-            list(added), "append", delta.schema(), partition_by=["day"], commit_properties=properties
-        )
-    except CommitFailedError:
-        return False
-    return True
+    delta.create_write_transaction(
+        list(added), "append", delta.schema(), partition_by=["day"], commit_properties=properties
+    )
 
 
 def _vacuum(delta: DeltaTable, hours: int, *, full: bool = False) -> int:

@@ -268,8 +268,11 @@ def joined(elements: Sequence[str]) -> bytes:
 
 
 def _split(tensor: RequestInput, binary: memoryview) -> list[bytes]:
-    found, at = [], 0
+    found: list[bytes] = []
+    at, count = 0, _count(tensor)
     while at < len(binary):
+        if len(found) == count:
+            raise RequestRefused(f"Input '{tensor.name}' has more elements than the {count} that its shape makes.")
         end = at + 4 + int.from_bytes(binary[at : at + 4], "little")
         if end > len(binary):
             raise RequestRefused(f"Input '{tensor.name}' ends within an element.")

@@ -18,6 +18,8 @@ from scoring.serve.protocol import InferRequest, numbers, tensors, texts
 
 #: The two inputs with names of their own; any other is a feature.
 EVENTS, FEATURES = "events", "features"
+#: More inputs, or values in a row, no model takes: what is refused shall cost the event loop little.
+MOST_FEATURES = 1_000
 _LARGEST = float(np.finfo(np.float32).max)
 Matrix = NDArray[np.float32]
 
@@ -125,12 +127,7 @@ class RowReader:
                     raise RequestRefused(f"Beside the input '{name}' there can be no other.")
             if len(set(names)) < len(names):
                 raise RequestRefused("Two inputs have the same name.")
-        for tensor in request.inputs:
-            rows = tensor.shape[0] if tensor.shape else 0
-            if not 1 <= rows <= self._most:
-                raise RequestRefused(
-                    f"Input '{tensor.name}' has {rows} rows: a request has 1 to {self._most} (serve.request_rows)."
-                )
+        self._require_bounds(request)
         columns = {}
         for tensor, part in list(tensors(request, binary)):
             if tensor.name == EVENTS:
@@ -147,6 +144,20 @@ class RowReader:
         if len({len(column) for column in columns.values()}) > 1:
             raise RequestRefused("The inputs have different numbers of rows.")
         return Columns(columns)
+
+    def _require_bounds(self, request: InferRequest) -> None:
+        if len(request.inputs) > MOST_FEATURES:
+            raise RequestRefused(f"The request has {len(request.inputs):,} inputs: {MOST_FEATURES:,} are the most.")
+        for tensor in request.inputs:
+            rows = tensor.shape[0] if tensor.shape else 0
+            if not 1 <= rows <= self._most:
+                raise RequestRefused(
+                    f"Input '{tensor.name}' has {rows} rows: a request has 1 to {self._most} (serve.request_rows)."
+                )
+            if max(tensor.shape[1:], default=0) > MOST_FEATURES:
+                raise RequestRefused(
+                    f"Input '{tensor.name}' has {tensor.shape[1]:,} features: {MOST_FEATURES:,} are the most."
+                )
 
     def _events(self, values: Sequence[bytes]) -> Events:
         events = []

@@ -211,12 +211,21 @@ def test_the_budget_of_a_day_ends_the_bypass_and_the_next_day_begins_it_again(
     wanted = revision_of(settings, "set", "50%")
     with worker(settings, "--from", "earliest") as running, worker(settings) as other:
         obeyed([running, other], wanted)
-        send(settings, at(settings, 1, 300, 20.0))  # half of it is 3,000
-        wait_until("the budget ends it", lambda: switched(settings).switch.share == 0.0)
+        count = 280
+
+        def spending() -> bool:
+            nonlocal count
+            send(settings, at(settings, 1, 20, 20.0))
+            count += 20
+            return switched(settings).switch.share == 0.0
+
+        send(
+            settings, at(settings, 1, count, 20.0)
+        )  # half of it is 2,800; of less at once the controller lowers the share first
+        wait_until("the budget ends it", spending)
         ended = switched(settings)
         assert ended.switch.wanted == 0.5
         obeyed([running, other], ended.revision)
-        count = 300
         # A person sets it all the same, and the controller ends it once more.
         again = revision_of(settings, "set", "50%")
         assert again > ended.revision

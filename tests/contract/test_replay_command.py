@@ -1,5 +1,6 @@
 """`ecluse replay` on a real broker: a past range scored again beside the stream, and every number recounted here."""
 
+import datetime as dt
 import json
 import time
 from collections import Counter
@@ -165,14 +166,18 @@ def check_side_topic(settings: Settings, run: str, scores: dict[tuple[int, int],
 
 
 def test_a_range_holds_what_arrived_from_its_start_to_before_its_end(trained: Settings) -> None:
-    noon = 1_772_366_400.0  # 2026-03-01 12:00 UTC
+    noon = (
+        time.time() // 3_600 * 3_600 - 5 * 3_600
+    )  # some hours ago: what is older than its retention, the broker deletes
     producer = Producer({"bootstrap.servers": trained.kafka.bootstrap_servers})
     for i, value in enumerate(json_values(events(300))):
         when = noon + (i // 100) * 3_600
         producer.produce(trained.names.events, value, partition=i % 3, timestamp=int(when * 1e3))
     assert producer.flush(30) == 0
 
-    result = found(trained, "--from", "2026-03-01T13:00", "--to", "2026-03-01T15:00:00+01:00")
+    start = dt.datetime.fromtimestamp(noon + 3_600, dt.UTC)
+    end = (start + dt.timedelta(hours=1)).astimezone(dt.timezone(dt.timedelta(hours=1)))
+    result = found(trained, "--from", f"{start:%Y-%m-%dT%H:%M}", "--to", end.isoformat())
 
     assert (result["from"], result["to"]) == (noon + 3_600, noon + 7_200)
     assert (result["events"], result["waiting"], result["compared"]) == (100, 100, 0)

@@ -112,9 +112,8 @@ def test_a_label_that_is_none_becomes_a_dead_letter_and_the_others_are_stored(se
     produce(settings, names.labels("analyst"), [(2, good, ()), (2, bad, (("x", b"1"),)), (2, b"{", ()), (2, good, ())])
     with sink(settings) as running:
         wait_stored(settings, {"labels": 2})
-        assert (
-            f'ecluse_store_rejected_labels_total{{topic="{names.labels("analyst")}"}} 2.0' in running.get("/metrics")[1]
-        )
+        rejected = f'ecluse_store_rejected_labels_total{{topic="{names.labels("analyst")}"}} 2.0'
+        wait_until("the rejected ones are counted", lambda: rejected in running.get("/metrics")[1])
         assert running.stop() == 0
     letters = read_all(settings, names.dead_letters)
     assert [(letter.partition(), letter.value()) for letter in letters] == [(2, bad), (2, b"{")]

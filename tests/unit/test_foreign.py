@@ -182,6 +182,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         r"Pipeline takes texts \(OneHotEncoder was fitted on them\)",
     ),
+    "several targets": (
+        lambda: RandomForestClassifier(2).fit(matrix(), np.column_stack([fraud(matrix()), three_classes()])),
+        "RandomForestClassifier predicts 2 targets",
+    ),
+    "another order of those that it shares": (
+        lambda: LogisticRegression().fit(pl.DataFrame(matrix(), schema=["risk_score", FEATURES[0]]), fraud(matrix())),
+        "was fitted on risk_score, amount, in this order",
+    ),
     "another order": (
         lambda: LogisticRegression().fit(pl.DataFrame(matrix(), schema=FEATURES[::-1]), fraud(matrix())),
         "was fitted on terminal_risk_30d, amount, in this order, and the features file names amount, terminal_risk_30d",

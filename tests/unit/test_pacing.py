@@ -173,10 +173,12 @@ def test_who_has_not_read_all_yet_lowers_and_never_raises() -> None:
 
 def test_events_far_ahead_of_the_stream_and_of_days_gone_by_cost_nothing_today() -> None:
     spending = Spending(20_000)
-    for day in (19_999, 20_002, 30_000):
+    for day in (19_999, 20_003, 30_000):
         spending.add(Spent(day * DAY_SECONDS + 1.0, 0.02, 5.0, "card"))
     assert (spending.amount, spending.rate(START + 10)) == (0.0, 0.0)
     spending.add(Spent(20_001 * DAY_SECONDS + 1.0, 0.02, 5.0, "card"))
     assert spending.amount == 0.0
     spending.turn(20_001)
     assert spending.amount == 5.0
+    spending.turn(20_003)
+    assert spending.amount == 5.0, "what partitions brought that are days ahead, where a past is read"

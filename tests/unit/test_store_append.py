@@ -1,5 +1,6 @@
 """Rows and offsets come into a table of the training store together, once."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,13 +212,26 @@ def test_who_always_comes_too_late_is_told_in_the_end(store: TrainingStore, monk
     fill(store, 1)
     monkeypatch.setattr("ecluse.store.delta.time.sleep", lambda _: None)
 
-    def refused(*args: object, **kwargs: object) -> None:
+    def refused(delta: DeltaTable, *args: object, **kwargs: object) -> None:
+        delta.alter.set_table_properties({"delta.appendOnly": "false"})  # another version, by somebody else
         raise CommitFailedError("no")
 
     monkeypatch.setattr(DeltaTable, "create_write_transaction", refused)
     with pytest.raises(StoreConflict, match="10 times in a row"):
         fill(store, 1)
     assert len(data_files(store)) == 1
+
+
+def test_a_commit_that_is_refused_though_nobody_came_before_is_told_with_the_reason(store: TrainingStore) -> None:
+    """As of a table to which another program has given a feature that our writer does not know."""
+    fill(store, 1)
+    folder = Path(store.url) / PREDICTIONS.name / "_delta_log"
+    protocol = {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["rowTracking", "domainMetadata"]}
+    newest = max(int(path.stem) for path in folder.glob("*.json"))
+    (folder / f"{newest + 1:020}.json").write_text(json.dumps({"protocol": protocol}))
+    with pytest.raises(StoreError, match="table features") as failed:
+        fill(store, 1)
+    assert not isinstance(failed.value, StoreConflict)
 
 
 def table_of(**columns: Kind) -> Table:

@@ -1,6 +1,9 @@
 """`ecluse score`: a file's rows scored in batch, as the stream would score them."""
 
+import contextlib
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -146,13 +149,31 @@ def _write(results: Iterator["pl.DataFrame"], to: Path) -> None:
             parts: list[Path] = []
             for held in _held(results):
                 parts.append(folder / f"{len(parts)}.parquet")
-                held.write_parquet(parts[-1])
+                with _unbroken():
+                    held.write_parquet(parts[-1])
             whole = folder / to.name
-            _join(parts, whole)
+            with _unbroken():
+                _join(parts, whole)
             whole.replace(to)
     except (PolarsError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise DataError(f"{to} cannot be written: {reason or error}.") from error
+
+
+@contextlib.contextmanager
+def _unbroken() -> Iterator[None]:
+    """Let Ctrl-C wait until this is over: broken off in mid-write, Polars' threads panic, and say so at length."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _in_text(table: "pl.DataFrame") -> "pl.DataFrame":

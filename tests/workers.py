@@ -30,7 +30,7 @@ from retrain.publish import publish
 from tests.cli import config_file
 
 ECLUSE = Path(sys.executable).parent / "ecluse"
-DEADLINE = 60.0
+DEADLINE = 180.0
 T = TypeVar("T")
 
 

@@ -10,9 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from faust.types import TP
 
 from ecluse.errors import BrokerError
-from ecluse.kafka import Config
 from ecluse.transport.ledger import Ledger, Record
-from ecluse.transport.transactions import generation
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +136,3 @@ def wake(consumer: Consumer, partitions: Iterable[TP]) -> None:
             consumer.offsets_for_times(places, timeout=WAKE_SECONDS)
     except KafkaException as error:
         logger.debug("fetching may begin a second late: %s", error.args[0].str())
-
-
-def taken_in(consumer: Consumer, config: Config) -> bool:
-    """Whether a KIP-848 group has taken this member in: librdkafka does not tell one that is given nothing. A classic group's
-    first assignment tells, also an empty one."""
-    return config.get("group.protocol") == "consumer" and generation(consumer.consumer_group_metadata()) > 0

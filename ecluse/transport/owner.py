@@ -23,22 +23,11 @@ from ecluse.errors import BrokerError, DeliveryError
 from ecluse.kafka import Config
 from ecluse.transport.brake import Brake
 from ecluse.transport.delivery import AtLeastOnce, Delivery, Seal, nothing
-from ecluse.transport.fetching import (
-    Start,
-    app_starts,
-    judge,
-    lost,
-    partition_of,
-    place_of,
-    split,
-    starts_of,
-    taken_in,
-    wake,
-)
+from ecluse.transport.fetching import Start, app_starts, judge, lost, partition_of, place_of, split, starts_of, wake
 from ecluse.transport.hand import SCORING, Hand, Limits, paced
 from ecluse.transport.ledger import Chunk, Ledger, Output, Record
 from ecluse.transport.progress import Progress, named, oldest_unscored
-from ecluse.transport.transactions import REFUSALS, Aborted, ExactlyOnce
+from ecluse.transport.transactions import REFUSALS, Aborted, ExactlyOnce, taken_in
 
 logger = logging.getLogger(__name__)
 

@@ -284,3 +284,9 @@ def generation(metadata: object) -> int:
     # librdkafka's own format: "CGMDv2:", then the generation as a 32-bit number.
     raw = bytes(metadata) if metadata is not None else b""  # type: ignore[call-overload]
     return int(struct.unpack_from("<i", raw, 7)[0]) if raw[:7] == b"CGMDv2:" else -1
+
+
+def taken_in(consumer: Consumer, config: Config) -> bool:
+    """Whether a KIP-848 group has taken this member in: librdkafka does not tell one that is given nothing. A classic group's
+    first assignment tells, also an empty one."""
+    return config.get("group.protocol") == "consumer" and generation(consumer.consumer_group_metadata()) > 0

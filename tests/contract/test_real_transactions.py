@@ -35,7 +35,7 @@ def day(number: int) -> dt.datetime:
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="CARD_TRANSACTIONS names no file")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_scores_read_from_the_topic_are_the_models_own_and_precise_and_a_batch_gives_the_same(
     servers: str, make_settings: MakeSettings, tmp_path: Path
 ) -> None:

@@ -91,7 +91,7 @@ def terminal(command: list[str], folder: Path, environment: dict[str, str]) -> I
         opened.close()
 
 
-@pytest.mark.timeout(240)  # a dozen programs start one after another
+@pytest.mark.timeout(600)  # a dozen programs start one after another
 def test_the_tour_and_both_clients_work_as_they_are_written(
     servers: str, run: Run, tmp_path: Path, environment: dict[str, str]
 ) -> None:

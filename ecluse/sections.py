@@ -298,7 +298,7 @@ class LabelSettings(Section):
 
     origins: tuple[Origin, ...] = ("chargeback", "analyst")
     """Each has a topic of its own, `labels.<origin>`; where two contradict each other, the first of them is believed."""
-    maturity_hours: float = setting(720.0, ge=0)
+    maturity_hours: float = setting(720.0, ge=0, le=20 * 366 * 24)
     """How long after an event its outcome counts as known: what has no label by then will have none."""
     silence: Literal["negative", "unknown"] = "negative"
     """What no label means, once mature, for an event that was let through: that all was well, or nothing."""

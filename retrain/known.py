@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 
 from ecluse.contract.tables import LABELS, PREDICTIONS, REVISIONS, Table, events_table
 from ecluse.contract.topics import Topics
@@ -79,7 +79,7 @@ class Known:
         """
         try:
             return frame.collect(engine="streaming")
-        except (PolarsError, OSError) as error:
+        except (PolarsError, PanicException, OSError) as error:  # a truncated file makes Polars panic
             raise StoreError(self._url, f"it cannot be read: {cause(error)}.") from error
 
     def extents(self) -> dict[str, Extent]:

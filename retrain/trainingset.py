@@ -78,11 +78,11 @@ def _build(
             manifest = _written(known, recipe, Rescorer(settings, known.revisions), made, progress)
             if wanted is not None:
                 _require_same(wanted, manifest)
+            register(settings, manifest)  # first: what `store forget` does not know of must not be there
             made.replace(out)
         out.with_suffix(".json").write_bytes(manifest.encode())
     except (PolarsError, OSError) as error:
         raise DataError(f"{out} cannot be written: {cause(error)}.") from error
-    register(settings, manifest)
     return manifest
 
 

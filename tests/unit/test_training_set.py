@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ecluse.contract.records import Arm, Thresholds
 from ecluse.contract.tables import LABELS, PREDICTIONS, events_table
-from ecluse.errors import DataError, ModelError
+from ecluse.errors import DataError, ModelError, StoreError
 from ecluse.model.manifest import MANIFEST, Manifest
 from ecluse.model.runtime import Model
 from ecluse.model.store import ModelStore
@@ -89,6 +89,16 @@ def test_an_event_has_its_fields_its_label_and_weight_one_where_nothing_was_hidd
     }
     silent = rows[0]
     assert (silent["fraud"], silent["label_origin"], silent["label_known_at"]) == (0, "silence", at(0.5 + DAY))
+
+
+def test_a_truncated_file_of_the_store_is_told_and_leaves_no_set(settings: Settings, tmp_path: Path) -> None:
+    only = event(0, 0, 1.0)
+    fill(settings, [only], [prediction(only)], [])
+    (file,) = (Path(settings.store.url) / "events").rglob("*.parquet")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(StoreError, match="cannot be read"):
+        made(settings, tmp_path)
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_what_went_past_the_model_stands_for_what_it_would_have_blocked(settings: Settings, tmp_path: Path) -> None:

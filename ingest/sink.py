@@ -10,6 +10,7 @@ when there is nothing else to do.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,8 @@ CARE_SECONDS = 600.0
 GAP_SECONDS = 60.0
 #: How often it is looked at what the labels cover, in seconds: that reads weeks of the tables.
 LOOK_SECONDS = 3600.0
+#: How long a look that is under way is waited for when the sink ends.
+LOOK_END_SECONDS = 1.0
 #: How many dead letters are sent at once, far below what a producer's queue holds, and how long the broker may take to confirm
 #: these, in seconds.
 LETTERS = 10_000
@@ -87,7 +90,7 @@ class Sink:
         self._writer = ThreadPoolExecutor(1, "ecluse-store")
         self._letters = _Letters(settings)
         self._next_care = time.monotonic() + CARE_SECONDS
-        self._next_look = 0.0
+        self._next_look, self._looking = 0.0, threading.Thread()
         self._committed_at = dict.fromkeys(self._tables, time.monotonic())
         self._to_care_for: list[Table] = []
         telemetry.pending.set_function(lambda: self._parts.records)
@@ -99,6 +102,8 @@ class Sink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.shutdown()  # a commit that is under way ends
+        if self._looking.is_alive():  # it only reads, and may do so for minutes: it ends with the process
+            self._looking.join(LOOK_END_SECONDS)
 
     @property
     def limits(self) -> Limits:
@@ -237,14 +242,16 @@ class Sink:
             if replaced or removed:
                 logger.info("%s: %d small files put together, %d old files removed", table.name, replaced, removed)
             self._telemetry.care.labels("done").inc()
-        if table is LABELS and time.monotonic() >= self._next_look:
-            self._look_at_labels()
+        if table is LABELS and time.monotonic() >= self._next_look and not self._looking.is_alive():
+            # Beside the writer: with many events it reads for minutes, in which the tables must be written.
+            self._looking = threading.Thread(target=self._look_at_labels, name="ecluse-coverage", daemon=True)
+            self._looking.start()
 
     def _look_at_labels(self) -> None:
         """Tell what the labels cover; what fails here waits for the next time."""
         self._next_look = time.monotonic() + LOOK_SECONDS
         try:
-            self._telemetry.labels.show(coverage(self._settings, self._store))
+            self._telemetry.labels.show(coverage(self._settings, TrainingStore(self._settings)))
         except StoreError as error:
             logger.warning("What the labels cover is looked at again in %.0f s. %s", LOOK_SECONDS, error)
 

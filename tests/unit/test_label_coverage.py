@@ -1,6 +1,7 @@
 """Coverage of the labels by cohort, against plain Python, and what can still come where the delays are known."""
 
 import datetime as dt
+import threading
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
@@ -224,7 +225,29 @@ def test_the_sink_looks_at_the_labels_when_it_takes_care_of_their_table(
         sink._care(PREDICTIONS)
         assert telemetry.registry.get_sample_value("ecluse_label_coverage_ratio", {"age_days": "1"}) is None
         sink._care(LABELS)
+        sink._looking.join(60)
     assert telemetry.registry.get_sample_value("ecluse_label_coverage_ratio", {"age_days": "1"}) == 1
+
+
+def test_a_look_at_the_labels_that_takes_long_holds_no_commit_back(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, looks, go_on = make_settings(store={"url": str(tmp_path / "store")}), [], threading.Event()
+
+    def slow(*_: object) -> Coverage:
+        looks.append(1)
+        go_on.wait(60)
+        return Coverage(None, 24, "negative", (), {}, 0)
+
+    monkeypatch.setattr("ingest.sink.coverage", slow)
+    monkeypatch.setattr("ingest.sink.LOOK_SECONDS", 0.0)
+    with Sink(chosen, SinkTelemetry(), Mock()) as sink:
+        for _ in range(3):
+            sink._care(LABELS)  # returns while the first is looking
+        assert not go_on.is_set() and sink._looking.is_alive()
+        go_on.set()
+        sink._looking.join(60)
+    assert looks == [1]
 
 
 @pytest.mark.parametrize(("clock", "code"), [("arrival", 2), ("event", 0)])

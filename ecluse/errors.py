@@ -10,6 +10,7 @@ EcluseError
 ├── RecordError          one record cannot be scored: it becomes a dead letter, the rest goes on
 ├── ModelError
 │   ├── ModelRefused         an artefact that must not be published or served
+│   │   └── NothingToLearn   its rows hold one class only: other rows may do
 │   ├── ModelNotFound
 │   ├── RouteChanged         somebody else changed the route meanwhile
 │   └── SwitchChanged        somebody else changed the bypass switch meanwhile

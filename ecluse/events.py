@@ -1,7 +1,6 @@
 """From a record's bytes to an event: what it says, which it is, whose it is, and when it was."""
 
 import base64
-import math
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -17,6 +16,8 @@ from ecluse.transport.ledger import Output, Record
 
 #: The longest id and key, in characters and bytes: both stand in every record that comes of an event.
 LONGEST_NAME = 4096
+#: The times that an event may have, in seconds since 1970 (the second is the first that none has): the years 1 to 9999, UTC.
+FIRST_TIME, END_OF_TIME = -62_135_596_800, 253_402_300_800
 #: What the headers say of an event that has none.
 PLAIN = Envelope()
 
@@ -66,7 +67,7 @@ def identity(
     record.
 
     Raises:
-        RecordError: the id or the key is too long, or the time is none.
+        RecordError: the id or the key is too long, or the time is none that a calendar holds.
     """
     event_id, time, key = envelope.id, envelope.time, record.key()
     if event_id is None:
@@ -75,8 +76,8 @@ def identity(
         time = seconds(given_time)
         if time is None:
             time = record.timestamp()[1] / 1e3
-        elif not math.isfinite(time):
-            raise RecordError(Stage.VALIDATE, "The event's time is not a finite number.")
+    if not FIRST_TIME <= time < END_OF_TIME:  # as no NaN is
+        raise RecordError(Stage.VALIDATE, "The event's time lies outside the years 1 to 9999 (UTC).")
     if len(event_id) > LONGEST_NAME or (key is not None and len(key) > LONGEST_NAME):
         raise RecordError(Stage.VALIDATE, f"The event's id or key is longer than {LONGEST_NAME} characters.")
     return event_id, event_id if key is None else entity(key), time

@@ -8,12 +8,13 @@ import polars as pl
 
 from ecluse.contract.schema import Field, FieldType, seconds
 from ecluse.contract.tables import Table
+from ecluse.events import END_OF_TIME, FIRST_TIME
 from ecluse.store.schema import polars_schema
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: The times that a table holds, in microseconds since 1970: the years 1 to 9999, as in an event's fields.
-EARLIEST = -62_135_596_800_000_000
-LATEST = 253_402_300_799_999_999
+EARLIEST = FIRST_TIME * 1_000_000
+LATEST = END_OF_TIME * 1_000_000 - 1
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -64,13 +65,16 @@ def field_column(field: Field, values: Sequence[Any]) -> pl.Series:
 
 
 def moment(value: datetime | float | None) -> int | None:
-    """A `time` field's value in microseconds, exactly where it is a date's."""
+    """A `time` field's value in microseconds, exactly where it is a date's.
+
+    A zone can bring a date's first and last day out of the calendar: it is the first or the last that a table can say then,
+    because a required field must not be null.
+    """
     if not isinstance(value, datetime):
         return micros(seconds(value))
     since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
     whole = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    # A zone can bring the first and the last day out of the calendar.
-    return whole if EARLIEST <= whole <= LATEST else None
+    return min(max(whole, EARLIEST), LATEST)
 
 
 def integer(value: int | None) -> int | None:

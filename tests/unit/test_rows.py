@@ -225,16 +225,26 @@ def test_an_absurd_timestamp_is_the_first_or_the_last_day_there_is_and_no_time_o
     moment: int, day: date
 ) -> None:
     for settings in (SETTINGS, EVENT_CLOCK):
-        frame = EventRows(settings)(3, [at(moment)(7, b'{"amount": 1}')])
-        assert frame["day"].to_list() == [day]
-        assert frame["event_time"].to_list() == [None]
+        row = only(EventRows(settings)(3, [at(moment)(7, b'{"amount": 1}')]))
+        assert (row["day"], row["event_time"], row["readable"]) == (day, None, False)
 
 
-@pytest.mark.parametrize("said", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.9-12:00"])
-def test_a_time_that_its_zone_brings_out_of_the_calendar_is_null(said: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "nearest"),
+    [
+        ("0001-01-01T00:00:00+14:00", datetime(1, 1, 1, tzinfo=UTC)),
+        ("9999-12-31T23:59:59.9-12:00", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+    ],
+)
+def test_a_time_that_its_zone_brings_out_of_the_calendar_is_no_events_and_else_the_nearest_one(
+    said: str, nearest: datetime
+) -> None:
     row = event({"amount": 1, "at": said})
-    assert row["readable"]
-    assert (row["at"], row["event_time"], row["known_at"]) == (None, None, ARRIVED)
+    assert (row["readable"], row["at"], row["event_time"], row["known_at"]) == (False, nearest, None, ARRIVED)
+    fields = STREAM["fields"] | {"seen": "time"}
+    other = Settings(stream=STREAM | {"fields": fields})
+    row = only(EventRows(other)(3, [FakeRecord(7, json.dumps({"amount": 1, "seen": said}).encode())]))
+    assert (row["readable"], row["seen"], row["event_time"]) == (True, nearest, ARRIVED)
 
 
 @given(st.lists(predictions, max_size=3))

@@ -98,7 +98,8 @@ def coverage(
         store: where the tables are.
         days: how many days, that of `as_of` included.
         as_of: what became known later does not count; without a zone it is UTC. None is now, or, where the stream runs on its
-            events' clock, when the newest event became known.
+            events' clock, when the newest event became known, but for those ahead of the moment at which they were scored by
+            more than `monitor.max_ahead_hours`.
 
     Raises:
         StoreError: the tables cannot be read.
@@ -137,7 +138,10 @@ def _moment(settings: Settings, store: TrainingStore, as_of: dt.datetime | None)
         return as_of.astimezone(dt.UTC) if as_of.tzinfo else as_of.replace(tzinfo=dt.UTC)
     if settings.stream.clock == "arrival":
         return dt.datetime.now(dt.UTC)
-    newest = store.scan(PREDICTIONS).select(pl.col("known_at").max()).collect(engine="streaming").item()
+    # One event of the far future would take the moment with it, and leave no event of before in sight.
+    ahead = dt.timedelta(hours=settings.monitor.max_ahead_hours)
+    there = store.scan(PREDICTIONS).filter(pl.col("known_at") <= pl.col("scored_at") + ahead)
+    newest = there.select(pl.col("known_at").max()).collect(engine="streaming").item()
     return newest if isinstance(newest, dt.datetime) else None
 
 

@@ -32,7 +32,7 @@ MATURITY = 5 * DAY
 
 def event(name: str, days_ago: float, **more: Any) -> Row:
     time = NOON - days_ago * DAY
-    usual = {"decision": "allow", "arm": "champion", "known_at": time + dt.timedelta(seconds=1)}
+    usual = {"decision": "allow", "arm": "champion", "known_at": time + dt.timedelta(seconds=1), "scored_at": NOON}
     return {"event_id": name, "event_time": time} | usual | more
 
 
@@ -169,6 +169,14 @@ def test_on_the_events_clock_things_stand_as_of_the_newest_event(make_settings: 
     result = coverage(chosen, cast(TrainingStore, Tables([event("a", 3), event("b", 1)], [])))
     assert result.as_of == NOON - DAY + dt.timedelta(seconds=1)
     assert len(result.cohorts) == 2
+
+
+def test_one_event_of_the_far_future_does_not_hide_the_others(make_settings: MakeSettings) -> None:
+    chosen = make_settings(stream={"clock": "event"})
+    events = [event("a", 3), event("b", 1), event("far", -4000)]
+    result = coverage(chosen, cast(TrainingStore, Tables(events, [])))
+    assert result.as_of == NOON - DAY + dt.timedelta(seconds=1)
+    assert [cohort.let_through.events for cohort in result.cohorts] == [1, 1]
 
 
 def test_a_real_store_is_read_and_a_broken_one_told(make_settings: MakeSettings, tmp_path: Path) -> None:

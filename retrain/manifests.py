@@ -3,7 +3,7 @@
 import datetime as dt
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import obstore
@@ -19,6 +19,7 @@ from retrain.estimates import Estimate
 #: What decides, beside our own code, which bytes come out.
 _LIBRARIES = ("ecluse", "deltalake", "numpy", "onnxruntime", "polars")
 _FOLDER = "datasets"
+_Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -36,8 +37,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     prefix: str
-    as_of: dt.datetime
-    since: dt.datetime | None
+    as_of: _Moment
+    since: _Moment | None
     clock: Literal["arrival", "event"]
     maturity_hours: float
     silence: Literal["negative", "unknown"]

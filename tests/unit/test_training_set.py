@@ -363,9 +363,11 @@ def test_the_command_reports_and_builds_a_manifests_set_again(settings: Settings
     ):
         assert ecluse(settings, "dataset", "build", *wrong).exit_code == 2
     stranger = tmp_path / "other.json"
-    stranger.write_text("{}")
-    refused = ecluse(settings, "dataset", "build", "--manifest", str(stranger), "--out", again)
-    assert "is no manifest of a training set" in str(refused.exception)
+    without_zone = (tmp_path / "set.json").read_text().replace(":00Z", ":00")
+    for text in ("{}", without_zone):
+        stranger.write_text(text)
+        refused = ecluse(settings, "dataset", "build", "--manifest", str(stranger), "--out", again)
+        assert "is no manifest of a training set" in str(refused.exception)
     assert ModelStore.of(settings).versions(settings.model_name) == [1]
 
 

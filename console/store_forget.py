@@ -12,9 +12,18 @@ if TYPE_CHECKING:
 _UNKNOWN = "The store has nothing of this entity."
 
 
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("its bytes are not UTF-8; such a key's entity is its base64url form") from error
+    return text
+
+
 def forget(
     key: Annotated[
-        str, typer.Option("--key", metavar="K", help="The entity, as its producers give it: card, customer.")
+        str,
+        typer.Option("--key", parser=_utf8, metavar="K", help="The entity, as its producers give it: card, customer."),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
     config: ConfigOption = None,

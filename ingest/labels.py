@@ -200,9 +200,13 @@ def make_label(**given: Any) -> Label:
         DataError: a value is not within its limits.
     """
     try:
-        return msgspec.convert(given, Label)
+        label = msgspec.convert(given, Label)
+        msgspec.json.encode(label)
     except msgspec.ValidationError as error:
         raise DataError(_plain(error)) from error
+    except UnicodeEncodeError as error:  # a word of the command line may hold any bytes
+        raise DataError("What it says is not UTF-8.") from error
+    return label
 
 
 def _plain(error: msgspec.ValidationError) -> str:

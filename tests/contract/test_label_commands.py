@@ -119,6 +119,15 @@ def test_an_id_that_no_event_can_have_is_refused(make_settings: MakeSettings) ->
     assert "event_id: expected" in str(result.exception)
 
 
+@pytest.mark.parametrize("arguments", [("tx-\udcff", "1"), ("tx-1", "1", "--labeler", "\udce9")])
+def test_words_whose_bytes_are_not_utf_8_are_refused(make_settings: MakeSettings, arguments: tuple[str, ...]) -> None:
+    result = ecluse(make_settings(), "label", *arguments)
+    assert (type(result.exception), str(result.exception)) == (DataError, "What it says is not UTF-8.")
+    forgotten = ecluse(make_settings(), "store", "forget", "--key", "\udcff")
+    assert forgotten.exit_code == 2
+    assert "its bytes are not UTF-8" in flat(forgotten.stderr)
+
+
 def test_without_the_topic_a_label_is_refused(servers: str, make_settings: MakeSettings) -> None:
     result = ecluse(make_settings(servers), "label", "tx-1", "1")
     assert isinstance(result.exception, TopicsWrong)

@@ -160,6 +160,8 @@ class App:
     def _health_ready(self, _: int | None) -> web.Response:
         if self.stopping:
             raise RequestRefused("The server stops.", status=503)
+        if self._keys is not None and self._live.champion is None:  # without a key it is not told why
+            raise RequestRefused("No model is warm yet.", status=503)
         self._champion()
         return _json(encode(Live(True)))
 

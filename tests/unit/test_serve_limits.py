@@ -427,6 +427,17 @@ def test_only_who_has_a_key_may_ask_but_anyone_may_ask_for_health(
     assert hashlib.sha256(b"s3cret").hexdigest() not in caplog.text
 
 
+def test_without_a_key_nobody_learns_why_nothing_is_served(make_settings: MakeSettings, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(line("shop", "s3cret"))
+    settings = make_settings(serve={"port": 0, "keys_file": file})
+    with served(settings, FakeLive(None, degraded="Version 2 does not serve: /inner/path is unsigned.")) as server:
+        ready = server.ask("GET", "/v2/health/ready")
+        assert (ready.status, ready.json) == (503, {"error": "No model is warm yet."})
+        server.headers = {"Authorization": "Bearer s3cret"}
+        assert "unsigned" in server.ask("GET", f"/v2/models/{settings.model_name}").json["error"]
+
+
 def test_a_changed_file_of_keys_counts_and_a_broken_one_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

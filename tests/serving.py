@@ -3,8 +3,10 @@
 import asyncio
 import http.client
 import json
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -156,3 +158,22 @@ def served(settings: Settings, live: FakeLive | None = None) -> Iterator[Served]
                 found["stop"]()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def said(server: Served, sent: bytes, *, trickle: bool = False) -> bytes:
+    """What comes back over a bare connection until it is closed."""
+    with closing(socket.create_connection(server.place, 0.1)) as line:
+        line.sendall(sent)
+        found, end = b"", time.monotonic() + 15
+        while time.monotonic() < end:
+            try:
+                part = line.recv(65536)
+                found += part
+                if not part:
+                    return found
+            except TimeoutError:
+                if trickle and not found:
+                    line.sendall(b" ")
+            except ConnectionError:
+                return found
+        raise AssertionError(f"the connection stays open after {found!r}")

@@ -1,15 +1,19 @@
 """Artefacts for tests: a small model, laid into a store as a stranger could, signed or not."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 
 from ecluse.contract.records import Release, Thresholds
+from ecluse.errors import ModelError, ModelRefused
 from ecluse.model import signing
+from ecluse.model.artefact import load_model
 from ecluse.model.features import Feature
 from ecluse.model.manifest import MANIFEST, ONNX, SAMPLES, Histogram, Manifest, histogram, sha256
 from ecluse.model.samples import Samples, synthetic_rows
@@ -86,3 +90,37 @@ def store(
 def with_model(settings: Settings, **changes: Any) -> Settings:
     """The settings with another value in the section `model`."""
     return settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
+
+
+def refused(
+    settings: Settings,
+    release: Release | None,
+    step: str,
+    sentence: str,
+    kind: type[ModelError] = ModelRefused,
+    version: int = 1,
+    beside: int = 0,
+) -> None:
+    """It does not load, for this reason, told in one sentence that says where it showed."""
+    with pytest.raises(ModelError, match=sentence) as failed:
+        load_model(settings, version, release, beside=beside)
+    said = str(failed.value)
+    assert type(failed.value) is kind
+    assert (failed.value.step, said[-1], "\n" in said) == (step, ".", False), said
+
+
+def cached(settings: Settings) -> Path:
+    """The one folder in the cache."""
+    place = settings.model.cache / settings.model_name
+    (folder,) = (path for path in place.iterdir() if path.is_dir())
+    return folder
+
+
+def empty_cache(settings: Settings) -> None:
+    shutil.rmtree(settings.model.cache, ignore_errors=True)
+
+
+def flip(file: Path, at: int = -1, mask: int = 1) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= mask
+    file.write_bytes(bytes(data))

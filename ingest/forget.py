@@ -142,7 +142,8 @@ def topics_out_of_reach(settings: Settings) -> list[Topic]:
     """
     names, present = settings.names, kafka.partition_counts(settings)
     of_events = [names.events, names.predictions, names.alerts, names.bypass, names.dead_letters, names.replays]
-    wanted = [name for name in (*of_events, *map(names.labels, settings.labels.origins)) if name in present]
+    wanted = [name for name in of_events if name in present]
+    wanted += sorted(name for name in present if name.startswith(names.labels("")))  # of what was an origin once, too
     if not wanted:
         return []
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted]

@@ -19,6 +19,7 @@ from ecluse.contract.records import BypassSample, Decision, Label, Prediction, S
 from ecluse.contract.tables import FORGOTTEN, LABELS, PREDICTIONS, Table
 from ecluse.errors import SettingsError, StoreConflict
 from ecluse.secrets import make_secret
+from ecluse.sections import LabelSettings
 from ecluse.settings import Settings
 from ecluse.store.delta import TrainingStore
 from ingest.forget import Entity, training_sets
@@ -414,6 +415,7 @@ def test_the_command_forgets_while_a_sink_runs_and_the_audit_accounts_for_it(
     store = {"url": str(tmp_path / "store"), "hash_key_file": tmp_path / "hash.key", "commit_seconds": 0.2}
     settings = make_settings(servers, store=store, topics={"partitions": 1})
     cluster.create_topics(settings)
+    cluster.create_topics(settings.model_copy(update={"labels": LabelSettings(origins=("retired",))}))
     events, labels = settings.names.events, settings.names.labels("chargeback")
     producer = kafka.producer(settings)
 
@@ -436,7 +438,7 @@ def test_the_command_forgets_while_a_sink_runs_and_the_audit_accounts_for_it(
         told = json_of(forgotten)
         assert told["deleted"] == {"events": 5, "predictions": 0, "bypass": 0, "labels": 3}
         topics = [topic["name"] for topic in told["out_of_reach"]["topics"] if topic["until"]]  # type: ignore[index]
-        assert {events, labels, settings.names.dead_letters} <= set(topics)
+        assert {events, labels, settings.names.labels("retired"), settings.names.dead_letters} <= set(topics)
         assert WHO not in forgotten.stdout
 
         send(labels, range(6, 10), _label)

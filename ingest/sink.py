@@ -51,8 +51,9 @@ CARE_SECONDS = 600.0
 #: Where a topic ends with offsets that hold no record (markers of transactions), its table passes them after so many seconds
 #: without a commit: else it would stand where the topic's retention has deleted all, and nothing were lost by that.
 GAP_SECONDS = 60.0
-#: How often it is looked at what the labels cover, in seconds: that reads weeks of the tables.
-LOOK_SECONDS = 3600.0
+#: How often it is looked at what the labels cover, in seconds, and the largest share of the time that this may take: it reads
+#: weeks of the tables, and takes the longer the more events there are.
+LOOK_SECONDS, LOOK_SHARE = 3600.0, 0.05
 #: How long a look that is under way is waited for when the sink ends.
 LOOK_END_SECONDS = 1.0
 #: How many dead letters are sent at once, far below what a producer's queue holds, and how long the broker may take to confirm
@@ -249,11 +250,13 @@ class Sink:
 
     def _look_at_labels(self) -> None:
         """Tell what the labels cover; what fails here waits for the next time."""
-        self._next_look = time.monotonic() + LOOK_SECONDS
+        began = time.monotonic()
         try:
             self._telemetry.labels.show(coverage(self._settings, TrainingStore(self._settings)))
         except StoreError as error:
-            logger.warning("What the labels cover is looked at again in %.0f s. %s", LOOK_SECONDS, error)
+            logger.warning("What the labels cover is not known; it is looked at again later. %s", error)
+        finally:
+            self._next_look = began + max(LOOK_SECONDS, (time.monotonic() - began) / LOOK_SHARE)
 
 
 class _Letters:

@@ -258,6 +258,25 @@ def test_a_look_at_the_labels_that_takes_long_holds_no_commit_back(
     assert looks == [1]
 
 
+def test_the_longer_a_look_at_the_labels_takes_the_later_is_the_next(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+
+    def slow(*_: object) -> Coverage:
+        now[0] += 600
+        return Coverage(None, 24, "negative", (), {}, 0)
+
+    with Sink(make_settings(store={"url": str(tmp_path / "store")}), SinkTelemetry(), Mock()) as sink:
+        monkeypatch.setattr("ingest.sink.coverage", slow)
+        monkeypatch.setattr("ingest.sink.time.monotonic", lambda: now[0])
+        sink._look_at_labels()
+        assert sink._next_look == 1000 + 600 / 0.05
+        monkeypatch.setattr("ingest.sink.coverage", lambda *_: Coverage(None, 24, "negative", (), {}, 0))
+        sink._look_at_labels()
+        assert sink._next_look == now[0] + 3600
+
+
 @pytest.mark.parametrize(("clock", "code"), [("arrival", 2), ("event", 0)])
 def test_a_moment_to_come_is_refused_but_on_the_clock_of_events(
     make_settings: MakeSettings, tmp_path: Path, clock: str, code: int

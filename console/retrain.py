@@ -99,7 +99,7 @@ def ask(settings: "Settings", reason: str, as_of: float | None = None) -> Retrai
         DataError: nobody can tell the stream's time: there is no event yet.
     """
     from ecluse import cluster, kafka
-    from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
+    from ecluse.contract.codecs import content_headers, encoder
     from ecluse.errors import DeliveryError, cause
 
     cluster.require_topics(settings)
@@ -121,7 +121,7 @@ def ask(settings: "Settings", reason: str, as_of: float | None = None) -> Retrai
 
     producer = kafka.producer(settings)
     value = encoder(settings.stream.encoding)(made)
-    headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
+    headers = content_headers(settings.stream.encoding)
     producer.produce(topic, value, made.model.encode(), 0, told, headers=headers)
     if producer.flush(_DELIVERY_SECONDS) or failures:
         raise DeliveryError(topic, failures[0] if failures else "the broker does not answer")

@@ -11,7 +11,7 @@ import msgspec
 import polars as pl
 
 from ecluse import tables
-from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
+from ecluse.contract.codecs import content_headers, encoder
 from ecluse.contract.records import Label
 from ecluse.contract.schema import FieldType, seconds
 from ecluse.errors import DataError
@@ -20,7 +20,7 @@ from ingest.publisher import Publisher
 from ingest.replay import cells, in_batches
 
 #: Any consumer can read JSON; labels are few.
-HEADERS: list[tuple[str, Any]] = [(CONTENT_TYPE, CONTENT_TYPES["json"])]
+HEADERS = content_headers("json")
 _VALUES = dict.fromkeys(("1", "1.0", "true", "positive", "fraud"), 1)
 _VALUES |= dict.fromkeys(("0", "0.0", "false", "negative", "legit"), 0)
 _KINDS = {

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ecluse.contract.arms import DAY_SECONDS, Draw, Eligibility, day_of
-from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder, looks_like_json
+from ecluse.contract.codecs import content_headers, encoder, looks_like_json
 from ecluse.contract.headers import read_envelope
 from ecluse.contract.records import BypassSample
 from ecluse.contract.schema import Event, EventSchema
@@ -93,7 +93,7 @@ class Samples:
     def __init__(self, settings: Settings, schema: EventSchema) -> None:
         self._topic = settings.names.bypass
         self._encode = encoder(settings.stream.encoding)
-        self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
+        self._headers = content_headers(settings.stream.encoding)
         self._fields = {name: schema.getter(name) for name in schema.fields}
 
     def __call__(self, row: Row, route_revision: int, switch_revision: int) -> Output:

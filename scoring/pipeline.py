@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecluse.bisect import by_halves
-from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
+from ecluse.contract.codecs import content_headers, encoder
 from ecluse.contract.records import BYPASS, Alert, Decision, Prediction, Source
 from ecluse.deadletters import DeadLetters
 from ecluse.errors import RecordError, Stage
@@ -63,7 +63,7 @@ class Pipeline:
         self._largest_alert = largest - 2 * LONGEST_NAME
         self._dead_letter = DeadLetters(self._topics.dead_letters, settings.group, worker, largest)
         self._encode = encoder(settings.stream.encoding)
-        self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
+        self._headers = content_headers(settings.stream.encoding)
         self._telemetry = telemetry
         self._profiles = profiles
         self._rejected: list[Row] = []

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
+from ecluse.contract.codecs import content_headers, encoder
 from ecluse.contract.loop import Counts, Covered, Profile, WindowCounts
 from ecluse.contract.records import BYPASS, Decision
 from ecluse.events import Row
@@ -122,7 +122,7 @@ class Profiles:
         self._topic, self._worker, self._telemetry = settings.names.profiles, worker, telemetry
         self._largest = settings.topics.largest_output - _BESIDE
         self._encode = encoder(settings.stream.encoding)
-        self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
+        self._headers = content_headers(settings.stream.encoding)
         self._served = 0
         #: By how many seconds a partition's latest events arrived after their own time.
         self._lags: dict[int, float] = {}

@@ -19,6 +19,11 @@ def encoder(encoding: Encoding) -> Callable[[Any], bytes]:
     return msgspec.msgpack.Encoder().encode if encoding == "msgpack" else msgspec.json.Encoder().encode
 
 
+def content_headers(encoding: Encoding) -> list[tuple[str, str | bytes | None]]:
+    """The headers of a record in this format."""
+    return [(CONTENT_TYPE, CONTENT_TYPES[encoding])]
+
+
 def looks_like_json(value: bytes) -> bool:
     """Tell JSON from msgpack by the first byte: none that starts a JSON object starts a msgpack map."""
     return value[0] in _JSON_STARTS

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from ecluse import kafka
-from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, encoder
+from ecluse.contract.codecs import content_headers, encoder
 from ecluse.contract.loop import Run, RunState
 from ecluse.contract.records import Arm, Release, Route, Switch
 from ecluse.errors import BrokerError, DeliveryError, ModelNotFound, ModelRefused, RouteChanged, SwitchChanged
@@ -299,7 +299,7 @@ def _produce(producer: Producer, settings: Settings, records: Sequence[Written])
             settings.names.models,
             key=record.key,
             value=encode(record),
-            headers=[(CONTENT_TYPE, CONTENT_TYPES[encoding])],
+            headers=content_headers(encoding),
             partition=0,
             on_delivery=delivered,
         )

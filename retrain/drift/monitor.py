@@ -13,7 +13,7 @@ import msgspec
 from faust.types import TP
 
 from ecluse import kafka
-from ecluse.contract.codecs import CONTENT_TYPE, CONTENT_TYPES, Reader, encoder
+from ecluse.contract.codecs import Reader, content_headers, encoder
 from ecluse.contract.loop import DriftReport, Profile, RetrainRequest
 from ecluse.contract.records import Version
 from ecluse.errors import DataError, EcluseError
@@ -56,7 +56,7 @@ class Monitor:
         self._fold = self._new_fold()
         self._read = Reader(Profile)
         self._encode = encoder(settings.stream.encoding)
-        self._headers: list[tuple[str, str | bytes | None]] = [(CONTENT_TYPE, CONTENT_TYPES[settings.stream.encoding])]
+        self._headers = content_headers(settings.stream.encoding)
         self._state_due = 0.0
         self._strange: tuple[str, float] | None = None
 
